@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ClusterKVCache: the KV cache of an attention layer stack that reads a few per cent of its rows.
+//
+//   plan ──> per layer: append ──> attend            once a step, for a batch of sequences
+//            attend = select ─> recall ─> attention  (docs/pipeline.md)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/executor.hpp"
+#include "clusterkv/memory.hpp"
+#include "clusterkv/stats.hpp"
+#include "clusterkv/step.hpp"
+#include "clusterkv/types.hpp"
+
+namespace clusterkv {
+inline namespace v0 {
+
+/// What a cache or selector runs on. All pointers are borrowed and must outlive it.
+struct Resources {
+  Backend backend = Backend::kCpu;
+  Executor* executor = nullptr;      ///< null: a pool of our own, as many threads as cores
+  MemoryResource* memory = nullptr;  ///< null: default_memory_resource()
+};
+
+/// The keys and values of many sequences, for all layers of one model on one device.
+///
+/// Protocol of a step: plan() or update() names the rows; then, for each layer in any order,
+/// append() and after it attend() (or select() and attend_selected()). Lengths advance in plan().
+/// The next plan() of a sequence requires that every layer was appended.
+///
+/// Guarantees: the same bits for any batch composition, any cut of a prompt into chunks, any
+/// residency and any number of threads. A call that throws leaves the cache as it was. No call
+/// keeps a pointer into its arguments but plan(), which keeps the workspace.
+///
+/// Thread safety: const calls may run beside each other; any other call needs the caller's order.
+/// Different caches are independent.
+class ClusterKVCache {
+ public:
+  /// Whether the configuration can run on the backend. Never throws; takes no memory.
+  static Support supports(const CacheConfig& config, Backend backend) noexcept;
+
+  /// Bytes that the constructor, and a plan with `limits`, will take.
+  /// \throws ConfigError, BackendUnavailable  as the constructor
+  static MemoryNeeds memory_needs(const CacheConfig& config, Backend backend,
+                                  const PlanLimits& limits);
+
+  /// Reserves all stores for max_sequences and max_tokens.
+  /// \throws ConfigError         if a field is out of range (the message names it)
+  /// \throws BackendUnavailable  if the backend was not built
+  /// \throws OutOfMemory         if `resources.memory` has not enough
+  explicit ClusterKVCache(const CacheConfig& config, const Resources& resources = {});
+  ~ClusterKVCache();
+  ClusterKVCache(ClusterKVCache&&) noexcept;
+  ClusterKVCache& operator=(ClusterKVCache&&) noexcept;
+  ClusterKVCache(const ClusterKVCache&) = delete;
+  ClusterKVCache& operator=(const ClusterKVCache&) = delete;
+
+  [[nodiscard]] const CacheConfig& config() const noexcept;
+
+  /// A new sequence of length 0.
+  /// \throws CapacityError  if max_sequences are live
+  SequenceId add_sequence();
+
+  /// Ends a sequence; its memory serves others at once. Plans that hold it become stale.
+  /// \throws UnknownSequence  if `id` is not live
+  void remove(SequenceId id, Stream stream = {});
+
+  /// Tokens planned so far.
+  /// \throws UnknownSequence  if `id` is not live
+  [[nodiscard]] std::int64_t length(SequenceId id) const;
+
+  /// Begins a step: checks it, decides what will be clustered in it, advances the lengths.
+  ///
+  /// Decides sealing from lengths and phases alone. Prefill: each `segment_tokens` pending tokens
+  /// become a segment. kPrefillLast: so does the rest, from `window_tokens` on. Decode: each
+  /// `window_tokens` pending tokens of earlier steps. append() does the clustering; it is used from
+  /// the sequence's next plan on, until then its tokens are pending and attended exactly.
+  ///
+  /// \param rows       1 .. limits.max_rows of them; a sequence at most once
+  /// \param limits     bounds over all later update() calls with this plan
+  /// \param workspace  of memory_needs(config, backend, limits).workspace_bytes; kept by the plan
+  /// \throws ShapeError       if rows are too many or too few, repeated, or a count is out of range
+  /// \throws UnknownSequence  if an id is not live
+  /// \throws StepError        if a layer of a sequence's last step was left out
+  /// \throws CapacityError    if max_tokens, a limit or the workspace is too small
+  /// Cost: host work only, O(rows).
+  DecodePlan plan(std::span<const StepRow> rows, const PlanLimits& limits, Workspace workspace,
+                  Stream stream = {});
+
+  /// The next step in the same plan: same limits, same workspace, no allocation.
+  /// \throws as plan(); StepError if `plan` was not made by this object
+  void update(DecodePlan& plan, std::span<const StepRow> rows, Stream stream = {});
+
+  /// Stores the step's keys and values of one layer, and clusters what plan() decided to seal.
+  ///
+  /// \param key    [plan.num_new_tokens(), num_kv_heads, head_dim], post-RoPE; f32, f16 or bf16;
+  ///               any strides; rows of the step one after the other
+  /// \param value  the same shape; its dtype may differ
+  /// \throws ShapeError, DTypeError  if a tensor is not of that form
+  /// \throws StepError               if the layer was appended already, or the plan is stale
+  /// \throws ValueError              with check_finite, if an element is NaN or infinite
+  /// Cost: one pass over the new rows; a sealed segment of n tokens costs kmeans_iterations *
+  ///       n * n / tokens_per_cluster * head_dim multiply-adds per KV head.
+  void append(int layer, const DecodePlan& plan, const TensorView& key, const TensorView& value,
+              Stream stream = {});
+
+  /// Attention of the step's queries over their sequences: select, recall, attend.
+  ///
+  /// \param args.query  [plan.num_query_tokens(), num_q_heads, head_dim]
+  /// \param args.out    written for every query row
+  /// \throws ShapeError, DTypeError  if a tensor is not of the form given in step.hpp
+  /// \throws StepError               before append() of the layer, or if the plan is stale
+  /// Cost: reads the index (about 7 % of K and V with the standard preset), the selected rows, and
+  ///       the value means that matter.
+  /// Source: arXiv 2412.03213; tail and shared choice: ours (docs/paper-map.md).
+  void attend(int layer, const DecodePlan& plan, const AttendArgs& args, Stream stream = {});
+
+  /// The choice attend() would make. Rows that attend to everything list all their clusters, but
+  /// those of a dense layer, which has none, list nothing.
+  /// \param query  [plan.num_query_tokens(), num_q_heads, head_dim]
+  /// \throws as attend()
+  Selection select(int layer, const DecodePlan& plan, const TensorView& query, Stream stream = {});
+
+  /// attend() over a choice made before, by this or another layer, or by the caller. Clusters not
+  /// in it go to the tail.
+  /// \throws as attend(); ValueError if ids are not ascending or do not exist, or a count is not in
+  ///         1 .. the cluster's size
+  void attend_selected(int layer, const DecodePlan& plan, const Selection& selection,
+                       const AttendArgs& args, Stream stream = {});
+
+  /// The positions a selection stands for: sinks, selected rows in stored order, pending.
+  /// \param ids     i32 [plan.num_rows(), selection_heads, capacity], -1 padded on return
+  /// \param counts  i32 [plan.num_rows(), selection_heads]
+  /// \throws ShapeError  if capacity is too small (the message says how much is needed), and as
+  ///         attend_selected()
+  void token_ids(int layer, const DecodePlan& plan, const Selection& selection,
+                 const TensorView& ids, const TensorView& counts, Stream stream = {}) const;
+
+  /// Rows [first, last) of a sequence in token order, as stored: for an engine's own prefill.
+  /// \param key, value  [last - first, num_kv_heads, head_dim], f32, f16 or bf16; last stride 1
+  /// \throws UnknownSequence, ShapeError, DTypeError; StepError before append() of the layer
+  void read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
+                 const TensorView& key, const TensorView& value, Stream stream = {}) const;
+
+  [[nodiscard]] CacheStats stats() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace v0
+}  // namespace clusterkv

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 5 of 5: attend. Exact attention over the chosen rows, the rest from cluster means.
+//   in  : SelectionLists, scores, rows in stores and slots       out : output and LSE
+//   paper: arXiv 2412.03213, attention; tail: ours               map : docs/pipeline.md
+//
+// A row of a step is cut into pieces (rules.hpp). Each piece leaves a partial (m, l, o): m in units
+// of log2, l = sum of 2^(x - m), o = sum of 2^(x - m) v. merge adds them in order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/types.hpp"
+#include "kernels/attend/rules.hpp"
+#include "kernels/common/views.hpp"
+
+namespace clusterkv::attend {
+
+/// Partial result of one piece and query head. l = 0: nothing attended, m and o mean nothing.
+struct PartialHead {
+  float m;
+  float l;
+  float rest;  ///< tail pieces: mass 2^(x - m) of clusters whose value mean is not read
+  std::int32_t kept;  ///< tail pieces: clusters whose value mean was read
+};
+
+/// Where partials lie: heads [row, q_head, piece], outputs [row, q_head, piece, head_dim].
+struct Partials {
+  PartialHead* heads;
+  float* outputs;
+  int num_q_heads;
+  int head_dim;
+
+  [[nodiscard]] std::int64_t at(int row, int q_head, int piece) const {
+    return (static_cast<std::int64_t>(row) * num_q_heads + q_head) * kMaxPieces + piece;
+  }
+  [[nodiscard]] PartialHead& head(int row, int q_head, int piece) const {
+    return heads[at(row, q_head, piece)];
+  }
+  [[nodiscard]] float* output(int row, int q_head, int piece) const {
+    return outputs + at(row, q_head, piece) * head_dim;
+  }
+};
+
+struct AttendParams {
+  const SequenceView* rows;  ///< [num_rows]
+  const float* query;        ///< [query row, q_head, head_dim]
+  RowStore stored;
+  RowStore live;
+  SlotView slots;
+  SelectionLists lists;
+  bool all_rows;  ///< a dense layer: all stored rows in place, lists are not read
+  Partials partials;
+  int num_q_heads;
+  int num_kv_heads;
+  float softmax_scale;
+  // The tail. With Tail::kNone nothing below is read.
+  Tail tail;
+  float tail_share;
+  IndexStore index;
+  const RowScores* scores;   ///< [num_rows]
+  const HeadTotals* totals;  ///< [num_rows, num_q_heads]
+};
+
+/// Rows that one selection head of a plan row attends to: sinks, stored rows, pending, in this
+/// order.
+std::int64_t num_attended_rows(const AttendParams& params, int row, int head);
+
+/// One piece of a plan row and selection head, for all query heads it serves.
+/// Cost: reads each row once per kMaxPassHeads query heads.
+void attend_rows_cpu(const AttendParams& params, int row, int head, int piece);
+
+/// Whether a plan row has a tail in this call.
+bool has_tail(const AttendParams& params, int row);
+
+/// One tail piece: clusters of blocks_per_piece() blocks. Rows of a cluster that were not selected
+/// have the mass (size - taken) 2^t; it goes to the cluster's value mean if the cluster is_kept()
+/// for some head, else to `rest`.
+void attend_tail_cpu(const AttendParams& params, int row, int head, int piece);
+
+// ------------------------------------------------------------------------------------- merge
+struct MergeParams {
+  AttendParams attend;
+  bool rows_part;     ///< merge the row pieces
+  bool tail_part;     ///< merge the tail pieces and the rest
+  TensorView out;     ///< [query rows, num_q_heads, head_dim]; last stride 1
+  TensorView lse;     ///< f32 [query rows, num_q_heads], or empty
+  float* tail_mass;   ///< [num_rows, num_q_heads], share of the softmax given to the tail; or null
+  std::int64_t* kept;  ///< [num_rows, selection_heads], value means read; or null
+};
+/// One plan row and query head.
+void merge_partials_cpu(const MergeParams& params, int row, int q_head);
+
+// -------------------------------------------------------------------------- the caller's rows
+/// Attention over an engine's own tensors. Row r of the batch is cut into the same pieces.
+struct DecodeParams {
+  TensorView query;      ///< [num_rows, num_q_heads, head_dim], any strides
+  TensorView key;        ///< [num_rows, num_tokens, num_kv_heads, head_dim], last stride 1
+  TensorView value;
+  TensorView lengths;    ///< i32 [num_rows], or empty
+  TensorView token_ids;  ///< i32 [num_rows, heads, capacity], or empty: all tokens
+  TensorView counts;     ///< i32 [num_rows, heads]
+  float softmax_scale;
+  TensorView out;
+  TensorView lse;
+};
+/// One row and `head`: a KV head, or a query head if token_ids has num_q_heads of them.
+void decode_cpu(const DecodeParams& params, int row, int head);
+
+/// One row and query head of merge_states().
+struct StateParams {
+  const TensorView* outs;
+  const TensorView* lses;
+  int num_parts;
+  TensorView out;
+  TensorView lse;
+};
+void merge_states_cpu(const StateParams& params, std::int64_t row, int q_head);
+
+}  // namespace clusterkv::attend

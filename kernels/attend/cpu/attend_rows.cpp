@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// attend_rows (stage 5, attend). Contract and shapes: attend/attend.hpp.
+//
+// Mapping: tiles of kRowTile rows; each row is widened once for all heads of a pass.
+// Bound:   memory when rows are far apart, else conversion and arithmetic.
+#include <algorithm>
+
+#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/softmax_state.hpp"
+#include "kernels/common/dispatch.hpp"
+
+namespace clusterkv::attend {
+namespace {
+
+/// Finds the rows of one plan row and selection head, in logical order.
+class RowFinder {
+ public:
+  RowFinder(const AttendParams& p, int row, int head)
+      : p_(p),
+        row_(p.rows[row]),
+        kv_head_(head / (p.lists.selection_heads / p.num_kv_heads)),
+        ids_(p.all_rows ? nullptr : p.lists.rows_of(row, head)),
+        middle_(p.all_rows ? row_.num_stored : p.lists.num_rows[p.lists.list(row, head)]) {}
+
+  [[nodiscard]] std::int64_t count() const { return row_.num_sinks + middle_ + row_.num_pending; }
+
+  [[nodiscard]] const std::byte* find(std::int64_t i) const {
+    if (i < row_.num_sinks) return p_.live.row(kv_head_, paged_row(row_.live_pages, i));
+    i -= row_.num_sinks;
+    if (i >= middle_) {
+      const std::int64_t pending = row_.first_pending + i - middle_;
+      return p_.live.row(kv_head_, paged_row(row_.live_pages, pending));
+    }
+    return stored(ids_ == nullptr ? paged_row(row_.row_pages, i) : ids_[i]);
+  }
+
+ private:
+  [[nodiscard]] const std::byte* stored(std::uint32_t row) const {
+    if (p_.slots.directory != nullptr) {
+      const std::uint32_t slot =
+          p_.slots.directory[kv_head_ * p_.slots.num_quads + row / kQuadRows];
+      if (slot != kNoSlot) {
+        const std::size_t slot_row = std::size_t{slot} * kQuadRows + row % kQuadRows;
+        return p_.slots.slots + static_cast<std::size_t>(kv_head_) * p_.slots.head_stride +
+               slot_row * p_.stored.row_bytes;
+      }
+    }
+    return p_.stored.row(kv_head_, row);
+  }
+
+  const AttendParams& p_;
+  const SequenceView& row_;
+  int kv_head_;
+  const std::uint32_t* ids_;
+  std::int64_t middle_;
+};
+
+template <DType kDType, int kHeadDim>
+void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
+                 const RowFinder& finder, int piece) {
+  const std::int64_t query_row = p.rows[row].query_row;
+  const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
+  SoftmaxState<kDType, kHeadDim> state(query, heads, p.softmax_scale * kLog2E);
+  const std::int64_t step = rows_per_piece(finder.count());
+  const std::int64_t last = std::min(finder.count(), (piece + 1) * step);
+  for (std::int64_t first = piece * step; first < last; first += kRowTile) {
+    RowTile tile;
+    tile.count = static_cast<int>(std::min<std::int64_t>(kRowTile, last - first));
+    for (int i = 0; i < tile.count; ++i) {
+      tile.key[i] = finder.find(first + i);
+      tile.value[i] = tile.key[i] + kHeadDim * size_of(kDType);
+    }
+    state.add(tile);
+  }
+  for (int g = 0; g < heads; ++g) {
+    p.partials.head(row, first_q_head + g, piece) = {state.m(g), state.l(g), 0.0F, 0};
+    std::copy(state.o(g), state.o(g) + kHeadDim, p.partials.output(row, first_q_head + g, piece));
+  }
+}
+
+}  // namespace
+
+std::int64_t num_attended_rows(const AttendParams& p, int row, int head) {
+  return RowFinder(p, row, head).count();
+}
+
+void attend_rows_cpu(const AttendParams& p, int row, int head, int piece) {
+  const RowFinder finder(p, row, head);
+  const int served = p.num_q_heads / p.lists.selection_heads;
+  dispatch_row_dtype(p.live.dtype, [&](auto dtype) {
+    dispatch_head_dim(p.live.head_dim, [&](auto head_dim) {
+      for (int first = 0; first < served; first += kMaxPassHeads) {
+        attend_pass<dtype.value, head_dim.value>(p, row, head * served + first,
+                                                 std::min(kMaxPassHeads, served - first), finder,
+                                                 piece);
+      }
+    });
+  });
+}
+
+}  // namespace clusterkv::attend

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// decode, merge_states (stage 5, attend). Contract and shapes: attend/attend.hpp.
+//
+// Mapping: one task per row and head; pieces as in attend_rows, merged as they are finished.
+// Bound:   memory when dense.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/output.hpp"
+#include "kernels/attend/cpu/softmax_state.hpp"
+#include "kernels/common/dispatch.hpp"
+#include "kernels/common/tensor_io.hpp"
+
+namespace clusterkv::attend {
+namespace {
+
+std::int64_t byte_offset(const TensorView& t, std::int64_t elements) {
+  return elements * static_cast<std::int64_t>(size_of(t.dtype));
+}
+
+std::int32_t i32_at(const TensorView& t, std::int64_t offset) {
+  return static_cast<const std::int32_t*>(t.data)[offset];
+}
+
+/// The tokens of one row and head.
+class TokenFinder {
+ public:
+  TokenFinder(const DecodeParams& p, int row, int head, int kv_head)
+      : p_(p), row_(row), head_(head), kv_head_(kv_head) {
+    if (!p.token_ids.empty()) {
+      count_ = i32_at(p.counts, row * p.counts.stride[0] + head * p.counts.stride[1]);
+    } else {
+      count_ = p.lengths.empty() ? p.key.shape[1] : i32_at(p.lengths, row * p.lengths.stride[0]);
+    }
+  }
+
+  [[nodiscard]] std::int64_t count() const { return count_; }
+
+  void fill(std::int64_t first, RowTile& tile) const {
+    for (int i = 0; i < tile.count; ++i) {
+      const std::int64_t token = token_at(first + i);
+      tile.key[i] = find(p_.key, token);
+      tile.value[i] = find(p_.value, token);
+    }
+  }
+
+ private:
+  [[nodiscard]] std::int64_t token_at(std::int64_t i) const {
+    const TensorView& ids = p_.token_ids;
+    if (ids.empty()) return i;
+    return i32_at(ids, row_ * ids.stride[0] + head_ * ids.stride[1] + i * ids.stride[2]);
+  }
+  [[nodiscard]] const std::byte* find(const TensorView& t, std::int64_t token) const {
+    const std::int64_t at = row_ * t.stride[0] + token * t.stride[1] + kv_head_ * t.stride[2];
+    return static_cast<const std::byte*>(t.data) + byte_offset(t, at);
+  }
+
+  const DecodeParams& p_;
+  std::int64_t row_;
+  std::int64_t head_;
+  std::int64_t kv_head_;
+  std::int64_t count_;
+};
+
+/// Running total of one query head over pieces.
+struct Total {
+  float m = kMinusInfinity;
+  float l = 0.0F;
+  float o[kMaxHeadDim] = {};
+};
+
+template <DType kDType, int kHeadDim>
+void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
+                 const TokenFinder& finder) {
+  alignas(64) float query[kMaxPassHeads * kHeadDim];
+  for (int g = 0; g < heads; ++g) load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
+  Total total[kMaxPassHeads];
+  const std::int64_t step = rows_per_piece(finder.count());
+  for (std::int64_t piece = 0; piece < finder.count(); piece += step) {
+    SoftmaxState<kDType, kHeadDim> state(query, heads, p.softmax_scale * kLog2E);
+    const std::int64_t last = std::min(finder.count(), piece + step);
+    for (std::int64_t first = piece; first < last; first += kRowTile) {
+      RowTile tile;
+      tile.count = static_cast<int>(std::min<std::int64_t>(kRowTile, last - first));
+      finder.fill(first, tile);
+      state.add(tile);
+    }
+    for (int g = 0; g < heads; ++g) {
+      add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), state.o(g), kHeadDim);
+    }
+  }
+  for (int g = 0; g < heads; ++g) {
+    write_output(p.out, p.lse, row, first_q_head + g, total[g].m, total[g].l, total[g].o);
+  }
+}
+
+}  // namespace
+
+void decode_cpu(const DecodeParams& p, int row, int head) {
+  const int num_q_heads = static_cast<int>(p.query.shape[1]);
+  const int num_kv_heads = static_cast<int>(p.key.shape[2]);
+  const bool per_query_head = !p.token_ids.empty() && p.token_ids.shape[1] == num_q_heads;
+  const int served = per_query_head ? 1 : num_q_heads / num_kv_heads;
+  const int kv_head = per_query_head ? head / (num_q_heads / num_kv_heads) : head;
+  const TokenFinder finder(p, row, head, kv_head);
+  dispatch_row_dtype(p.key.dtype, [&](auto dtype) {
+    dispatch_head_dim(static_cast<int>(p.key.shape[3]), [&](auto head_dim) {
+      for (int first = 0; first < served; first += kMaxPassHeads) {
+        decode_pass<decltype(dtype)::value, decltype(head_dim)::value>(
+            p, row, head * served + first, std::min(kMaxPassHeads, served - first), finder);
+      }
+    });
+  });
+}
+
+void merge_states_cpu(const StateParams& p, std::int64_t row, int q_head) {
+  Total total;
+  const int head_dim = static_cast<int>(p.out.shape[2]);
+  for (int part = 0; part < p.num_parts; ++part) {
+    const TensorView& lse = p.lses[part];
+    const float log_sum =
+        static_cast<const float*>(lse.data)[row * lse.stride[0] + q_head * lse.stride[1]];
+    if (!(log_sum > kMinusInfinity)) continue;
+    float o[kMaxHeadDim];
+    load_tensor_row(p.outs[part], row, q_head, o);
+    add_state(total.m, total.l, total.o, log_sum * kLog2E, 1.0F, o, head_dim);
+  }
+  write_output(p.out, p.lse, row, q_head, total.m, total.l, total.o);
+}
+
+}  // namespace clusterkv::attend

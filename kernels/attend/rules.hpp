@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 5 of 5: attend. How a sequence's rows and clusters are cut into pieces. Pieces are reduced
+// one by one and merged in order, so a result depends on the sequence's own selection alone: not on
+// the batch, the threads, or where rows lie.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/host_device.hpp"
+
+namespace clusterkv::attend {
+
+inline constexpr int kRowTile = 64;        ///< rows between two rescalings of a running softmax
+inline constexpr int kMaxRowPieces = 16;
+inline constexpr int kMaxTailPieces = 32;
+inline constexpr int kMaxPieces = kMaxRowPieces + kMaxTailPieces;
+
+/// Rows of a piece: as few as fit into kMaxRowPieces pieces, a multiple of kRowTile.
+CLUSTERKV_HD inline std::int64_t rows_per_piece(std::int64_t num_rows) {
+  constexpr std::int64_t kStep = std::int64_t{kRowTile} * kMaxRowPieces;
+  return kRowTile * ((num_rows + kStep - 1) / kStep);
+}
+
+CLUSTERKV_HD inline int num_row_pieces(std::int64_t num_rows) {
+  if (num_rows == 0) return 0;
+  const std::int64_t piece = rows_per_piece(num_rows);
+  return static_cast<int>((num_rows + piece - 1) / piece);
+}
+
+/// Blocks of a tail piece: as few as fit into kMaxTailPieces, a multiple of 4, at least 8.
+CLUSTERKV_HD inline int blocks_per_piece(int num_blocks) {
+  const int even = (num_blocks + kMaxTailPieces - 1) / kMaxTailPieces;
+  const int rounded = (even + 3) / 4 * 4;
+  return rounded > 8 ? rounded : 8;
+}
+
+CLUSTERKV_HD inline int num_tail_pieces(int num_blocks) {
+  const int piece = blocks_per_piece(num_blocks);
+  return (num_blocks + piece - 1) / piece;
+}
+
+/// Whether a cluster's own value mean is read for a head: it holds at least `tail_share` of the
+/// mass of all clusters, its selected rows included.
+CLUSTERKV_HD inline bool is_kept(float cluster_mass, float all_mass, float tail_share) {
+  return cluster_mass >= tail_share * all_mass;
+}
+
+}  // namespace clusterkv::attend

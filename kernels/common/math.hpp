@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Functions of the scores, as fixed sequences of single operations: every backend and instruction
+// set gives the same bits. No fused multiply-add anywhere (docs/decisions/001), so translation units
+// that include this are compiled with -ffp-contract=off.
+//
+// Scores are kept in units of log2.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/common/host_device.hpp"
+#include "kernels/common/tuning.hpp"
+
+namespace clusterkv {
+
+inline constexpr float kLog2E = 1.4426950408889634F;
+inline constexpr float kLn2 = 0.6931471805599453F;
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+/// 2^x, relative error < 2e-7. At or below -126, and for NaN: 0. Above 127: 2^127.
+CLUSTERKV_HD inline float exp2_fixed(float x) {
+  constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  const float low = x > -126.0F ? x : -126.0F;
+  const float clamped = low < 127.0F ? low : 127.0F;
+  const float shifted = clamped + kRound;
+  const float f = clamped - (shifted - kRound);  // [-0.5, 0.5]
+  float p = 1.5252734e-5F;                       // ln2^k / k!, k = 7 .. 0
+  p = p * f + 1.5403530e-4F;
+  p = p * f + 1.3333558e-3F;
+  p = p * f + 9.6181291e-3F;
+  p = p * f + 5.5504109e-2F;
+  p = p * f + 2.4022651e-1F;
+  p = p * f + 6.9314718e-1F;
+  p = p * f + 1.0F;
+  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) + 127U) << 23;
+  return x > -126.0F ? p * std::bit_cast<float>(exponent) : 0.0F;
+}
+
+/// log2(1 + w) for w >= 0, absolute error < 2e-7. NaN and negative w count as 0.
+CLUSTERKV_HD inline float log2_1p_fixed(float w) {
+  const float y = 1.0F + (w > 0.0F ? (w < 1e38F ? w : 1e38F) : 0.0F);
+  const auto bits = std::bit_cast<std::uint32_t>(y);
+  // Splits y = 2^n * m with m in [sqrt(1/2), sqrt(2)).
+  const std::uint32_t n = (bits - 0x3f3504f3U) >> 23;
+  const float m = std::bit_cast<float>(bits - (n << 23));
+  const float s = (m - 1.0F) / (m + 1.0F);
+  const float s2 = s * s;
+  float p = 0.32059890F;  // 2 / (k ln2), k = 9, 7, 5, 3, 1
+  p = p * s2 + 0.41219858F;
+  p = p * s2 + 0.57707802F;
+  p = p * s2 + 0.96179669F;
+  p = p * s2 + 2.8853900F;
+  return p * s + static_cast<float>(static_cast<std::int32_t>(n));
+}
+
+/// Sum of kCount partial sums in the fixed order of a tree; kCount a power of two.
+template <int kCount>
+CLUSTERKV_HD inline float tree_sum(const float* partial) {
+  static_assert((kCount & (kCount - 1)) == 0);
+  float sum[kCount];
+  for (int i = 0; i < kCount; ++i) sum[i] = partial[i];
+  for (int half = kCount / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+  }
+  return sum[0];
+}
+
+/// Dot product over kDim elements: kSumLanes partial sums, then a tree.
+template <int kDim>
+CLUSTERKV_HD inline float dot_fixed(const float* a, const float* b) {
+  static_assert(kDim % kSumLanes == 0);
+  float lane[kSumLanes] = {};
+  for (int d = 0; d < kDim; d += kSumLanes) {
+    for (int i = 0; i < kSumLanes; ++i) lane[i] = lane[i] + a[d + i] * b[d + i];
+  }
+  return tree_sum<kSumLanes>(lane);
+}
+
+}  // namespace clusterkv

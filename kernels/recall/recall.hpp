@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 4 of 5: recall. Rows into the stores, and selected rows near to where they are read.
+//   in  : new keys and values; selected row ids     out : rows in stores, quads in slots
+//   paper: arXiv 2412.03213, cluster cache; quads and second chance: ours   map : docs/pipeline.md
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "clusterkv/types.hpp"
+#include "kernels/common/views.hpp"
+
+namespace clusterkv::recall {
+
+// ------------------------------------------------------------------------------- append rows
+/// Converts new keys and values to rows of the live store.
+struct AppendParams {
+  TensorView key;            ///< [tokens, num_kv_heads, head_dim], f32, f16 or bf16, any strides
+  TensorView value;          ///< as key; empty: values are stored as 0
+  std::int64_t first_token;  ///< of the tensors
+  int num_tokens;
+  const std::uint32_t* pages;
+  std::int64_t first_row;    ///< logical live row of the first token
+  RowStore live;
+};
+/// One KV head.
+void append_rows_cpu(const AppendParams& params, int kv_head);
+
+/// Whether tokens [first, first + count) of a tensor [tokens, heads, dim] are all finite.
+bool all_finite_cpu(const TensorView& tensor, std::int64_t first, std::int64_t count);
+
+// --------------------------------------------------------------------------------- read rows
+/// Rows of a store back to token order.
+struct ReadParams {
+  RowStore store;
+  TensorView key;    ///< [tokens, num_kv_heads, head_dim]
+  TensorView value;  ///< as key
+};
+/// Row `row` of the store to token `token` of the tensors.
+void read_row_cpu(const ReadParams& params, int kv_head, std::uint32_t row, std::int64_t token);
+
+// -------------------------------------------------------------------------------- copy quads
+/// Quads from the store to slots.
+struct QuadCopy {
+  std::uint32_t quad;
+  std::uint32_t slot;
+};
+struct CopyParams {
+  RowStore stored;
+  std::byte* slots;         ///< [kv_head, slot, kQuadRows rows]
+  std::size_t head_stride;  ///< bytes from plane to plane
+};
+void copy_quads_cpu(const CopyParams& params, int kv_head, const QuadCopy* copies, int count);
+
+}  // namespace clusterkv::recall

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/attend/attend_stage.hpp"
+
+#include "src/runtime/parallel.hpp"
+
+namespace clusterkv::attend {
+
+void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
+            Executor& executor) {
+  const AttendParams& p = params.attend;
+  const int heads = p.lists.selection_heads;
+  item_starts[0] = 0;
+  for (int list = 0; list < num_rows * heads; ++list) {
+    const int row = list / heads;
+    int pieces = 0;
+    if (p.rows[row].query_row >= 0) {
+      if (params.rows_part) pieces += num_row_pieces(num_attended_rows(p, row, list % heads));
+      if (params.tail_part && has_tail(p, row)) pieces += num_tail_pieces(p.rows[row].num_blocks);
+    }
+    item_starts[list + 1] = item_starts[list] + pieces;
+  }
+  runtime::parallel_items(executor, item_starts, num_rows * heads, [&](int list, int item) {
+    const int row = list / heads;
+    const int head = list % heads;
+    const int row_pieces =
+        params.rows_part ? num_row_pieces(num_attended_rows(p, row, head)) : 0;
+    if (item < row_pieces) {
+      attend_rows_cpu(p, row, head, item);
+    } else {
+      attend_tail_cpu(p, row, head, item - row_pieces);
+    }
+  });
+  runtime::parallel_for(executor, num_rows * p.num_q_heads, [&](int item) {
+    const int row = item / p.num_q_heads;
+    if (p.rows[row].query_row >= 0) merge_partials_cpu(params, row, item % p.num_q_heads);
+  });
+}
+
+void write_nothing(const TensorView& out, const TensorView& lse, int query_row) {
+  const StateParams nothing{nullptr, nullptr, 0, out, lse};
+  for (int q_head = 0; q_head < out.shape[1]; ++q_head) {
+    merge_states_cpu(nothing, query_row, q_head);
+  }
+}
+
+}  // namespace clusterkv::attend

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The pipeline. A step is planned once; then each layer goes
+//
+//   append : rows ─> live store ─> (when plan() decided so)  cluster ─> index ─> row store
+//   attend : score ─> choose ─> recall ─> attend
+#include "clusterkv/kv_cache.hpp"
+
+#include "src/core.hpp"
+#include "src/layer_step.hpp"
+#include "src/read_rows.hpp"
+#include "src/runtime/check_config.hpp"
+#include "src/selection.hpp"
+
+namespace clusterkv {
+inline namespace v0 {
+
+struct ClusterKVCache::Impl {
+  Core core;
+};
+
+void ClusterKVCache::append(int layer, const DecodePlan& plan, const TensorView& key,
+                            const TensorView& value, Stream stream) {
+  impl_->core.append(layer, plan, key, value, stream);
+}
+
+void ClusterKVCache::attend(int layer, const DecodePlan& plan, const AttendArgs& args,
+                            Stream stream) {
+  LayerStep step(impl_->core, layer, plan, args.query, stream);
+  step.check_out(args.out);
+  step.score();
+  step.choose();
+  step.recall();
+  step.attend(args.out);
+}
+
+Selection ClusterKVCache::select(int layer, const DecodePlan& plan, const TensorView& query,
+                                 Stream stream) {
+  LayerStep step(impl_->core, layer, plan, query, stream);
+  step.score();
+  step.choose();
+  return step.selection();
+}
+
+void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan,
+                                     const Selection& selection, const AttendArgs& args,
+                                     Stream stream) {
+  LayerStep step(impl_->core, layer, plan, args.query, stream);
+  step.check_out(args.out);
+  step.adopt(selection);
+  step.score();
+  step.recall();
+  step.attend(args.out);
+}
+
+void ClusterKVCache::token_ids(int layer, const DecodePlan& plan, const Selection& selection,
+                               const TensorView& ids, const TensorView& counts, Stream) const {
+  impl_->core.check_appended(layer, plan);
+  const SelectionReader reader(impl_->core, layer, plan, selection);
+  write_token_ids(reader, plan.num_rows(), ids, counts);
+}
+
+void ClusterKVCache::read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
+                               const TensorView& key, const TensorView& value, Stream) const {
+  clusterkv::read_rows(impl_->core, {layer, id, first, last}, key, value);
+}
+
+// --------------------------------------------------------------------- sequences and creation
+
+Support ClusterKVCache::supports(const CacheConfig& config, Backend backend) noexcept {
+  return runtime::find_support(config, backend);
+}
+
+MemoryNeeds ClusterKVCache::memory_needs(const CacheConfig& config, Backend backend,
+                                         const PlanLimits& limits) {
+  return Core::needs(config, backend, limits, Rows::kKept);
+}
+
+ClusterKVCache::ClusterKVCache(const CacheConfig& config, const Resources& resources)
+    : impl_(new Impl{{config, resources, Rows::kKept}}) {}
+ClusterKVCache::~ClusterKVCache() = default;
+ClusterKVCache::ClusterKVCache(ClusterKVCache&&) noexcept = default;
+ClusterKVCache& ClusterKVCache::operator=(ClusterKVCache&&) noexcept = default;
+
+const CacheConfig& ClusterKVCache::config() const noexcept { return impl_->core.config(); }
+
+SequenceId ClusterKVCache::add_sequence() { return impl_->core.add_sequence(); }
+
+void ClusterKVCache::remove(SequenceId id, Stream) { impl_->core.remove(id); }
+
+std::int64_t ClusterKVCache::length(SequenceId id) const { return impl_->core.find(id).length(); }
+
+DecodePlan ClusterKVCache::plan(std::span<const StepRow> rows, const PlanLimits& limits,
+                                Workspace workspace, Stream) {
+  return impl_->core.plan(rows, limits, workspace);
+}
+
+void ClusterKVCache::update(DecodePlan& plan, std::span<const StepRow> rows, Stream) {
+  impl_->core.update(plan, rows);
+}
+
+CacheStats ClusterKVCache::stats() const { return impl_->core.read_stats(); }
+
+}  // namespace v0
+}  // namespace clusterkv

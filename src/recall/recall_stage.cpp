@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/recall/recall_stage.hpp"
+
+#include "src/runtime/parallel.hpp"
+
+namespace clusterkv::recall {
+namespace {
+
+std::size_t num_planes(const CacheConfig& config) {
+  return static_cast<std::size_t>(config.model.num_layers) *
+         static_cast<std::size_t>(config.model.num_kv_heads);
+}
+
+std::int64_t num_quads(const runtime::Capacity& capacity) {
+  return capacity.slots == 0 ? 0 : capacity.row_pages * kPageRows / kQuadRows;
+}
+
+std::size_t plane_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
+  return static_cast<std::size_t>(capacity.slots) * kQuadRows * row_bytes(config.model);
+}
+
+std::size_t directory_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
+  return num_planes(config) * static_cast<std::size_t>(num_quads(capacity)) *
+         sizeof(std::uint32_t);
+}
+
+}  // namespace
+
+std::size_t SlotPools::bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
+  return num_planes(config) * plane_bytes(config, capacity) + directory_bytes(config, capacity);
+}
+
+SlotPools::SlotPools(const CacheConfig& config, const runtime::Capacity& capacity,
+                     MemoryResource& memory)
+    : num_kv_heads_(config.model.num_kv_heads),
+      num_quads_(num_quads(capacity)),
+      plane_bytes_(plane_bytes(config, capacity)),
+      directory_(memory, directory_bytes(config, capacity), "slot directory"),
+      slots_(memory, num_planes(config) * plane_bytes_, "slot pool") {
+  if (capacity.slots == 0) return;
+  auto* directory = reinterpret_cast<std::uint32_t*>(directory_.data());
+  pools_.reserve(num_planes(config));
+  for (std::size_t i = 0; i < num_planes(config); ++i, directory += num_quads_) {
+    pools_.emplace_back(directory, num_quads_, capacity.slots);
+  }
+}
+
+SlotView SlotPools::layer(int layer) const {
+  if (!exist()) return {};
+  const std::size_t first = plane(layer, 0);
+  return {.directory = reinterpret_cast<const std::uint32_t*>(directory_.data()) +
+                       first * static_cast<std::size_t>(num_quads_),
+          .num_quads = num_quads_,
+          .slots = slots_.data() + first * plane_bytes_,
+          .head_stride = plane_bytes_};
+}
+
+void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
+  const SlotView view = SlotPools::layer(layer);
+  const CopyParams copy{.stored = step.stored, .slots = view.slots,
+                        .head_stride = view.head_stride};
+  const int served = step.lists.selection_heads / num_kv_heads_;
+  const std::int64_t copies_stride = std::int64_t{step.num_rows} * served * step.lists.capacity;
+  runtime::parallel_for(executor, num_kv_heads_, [&](int kv_head) {
+    RecallPlan plan{.copies = step.copies + kv_head * copies_stride};
+    SlotPool& pool = pools_[plane(layer, kv_head)];
+    for (int row = 0; row < step.num_rows; ++row) {
+      const int first = kv_head * served;
+      const RecallRequest request{step.lists.rows_of(row, first),
+                                  step.lists.num_rows + step.lists.list(row, first), served,
+                                  step.lists.capacity};
+      pool.resolve(request, step.plan_number, step.retain_from[row], plan);
+    }
+    copy_quads_cpu(copy, kv_head, plan.copies, plan.num_copies);
+    step.plans[kv_head] = plan;
+  });
+}
+
+void SlotPools::drop_page(std::uint32_t page) noexcept {
+  constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
+  for (SlotPool& pool : pools_) pool.drop(page * kQuadsPerPage, kQuadsPerPage);
+}
+
+}  // namespace clusterkv::recall

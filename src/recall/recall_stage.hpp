@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/executor.hpp"
+#include "clusterkv/memory.hpp"
+#include "src/recall/row_stores.hpp"
+#include "src/recall/slot_pool.hpp"
+#include "src/runtime/buffer.hpp"
+#include "src/runtime/capacity.hpp"
+
+namespace clusterkv::recall {
+
+/// Arguments of one recall: all rows of a step, for one layer.
+struct RecallStep {
+  const std::uint32_t* retain_from;  ///< [num_rows]
+  SelectionLists lists;
+  int num_rows;
+  std::uint32_t plan_number;
+  RowStore stored;
+  QuadCopy* copies;  ///< scratch [kv_head, lists of a KV head * num_rows * capacity]
+  RecallPlan* plans;  ///< written [kv_head]
+};
+
+/// The slots of all layers: recalled quads, near to attention. Without slots, rows are read in place.
+class SlotPools {
+ public:
+  SlotPools(const CacheConfig& config, const runtime::Capacity& capacity, MemoryResource& memory);
+  static std::size_t bytes(const CacheConfig& config, const runtime::Capacity& capacity);
+
+  [[nodiscard]] bool exist() const { return !pools_.empty(); }
+
+  /// What attention reads; null directory without slots.
+  [[nodiscard]] SlotView layer(int layer) const;
+
+  /// Brings the selected quads of one layer into slots.
+  void recall(int layer, const RecallStep& step, Executor& executor);
+
+  /// A page of the row store holds other rows from now on, in all layers.
+  void drop_page(std::uint32_t page) noexcept;
+
+ private:
+  [[nodiscard]] std::size_t plane(int layer, int kv_head) const {
+    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) +
+           static_cast<std::size_t>(kv_head);
+  }
+
+  int num_kv_heads_;
+  std::int64_t num_quads_;
+  std::size_t plane_bytes_;  ///< slots of one layer and KV head
+  runtime::Buffer directory_;  ///< u32 [layer, kv_head, quad]
+  runtime::Buffer slots_;      ///< [layer, kv_head, slot, kQuadRows rows]
+  std::vector<SlotPool> pools_;  ///< [layer, kv_head]
+};
+
+}  // namespace clusterkv::recall

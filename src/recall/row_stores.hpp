@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/memory.hpp"
+#include "kernels/common/views.hpp"
+#include "src/runtime/buffer.hpp"
+#include "src/runtime/capacity.hpp"
+
+namespace clusterkv::recall {
+
+/// Bytes of a row: key and value of one token and KV head.
+std::size_t row_bytes(const ModelShape& model);
+
+/// The rows of all layers and KV heads in one allocation: [layer, kv_head, row].
+class RowArena {
+ public:
+  RowArena() = default;
+  RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResource& memory,
+           const char* what);
+  static std::size_t bytes(const ModelShape& model, std::int64_t num_pages);
+
+  /// Null base if the arena is empty.
+  [[nodiscard]] RowStore layer(int layer) const;
+
+ private:
+  RowStore first_layer_;
+  int num_kv_heads_ = 0;
+  runtime::Buffer memory_;
+};
+
+}  // namespace clusterkv::recall

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/recall/slot_pool.hpp"
+
+#include <algorithm>
+
+namespace clusterkv::recall {
+
+SlotPool::SlotPool(std::uint32_t* directory, std::int64_t num_quads, std::int64_t num_slots)
+    : directory_(directory),
+      slots_(static_cast<std::size_t>(num_slots), SlotState{kNoQuad, 0, false}) {
+  std::fill(directory, directory + num_quads, kNoSlot);
+}
+
+void SlotPool::resolve(const RecallRequest& request, std::uint32_t plan_number,
+                       std::uint32_t retain_from, RecallPlan& plan) {
+  const int first_copy = plan.num_copies;
+  for (int list = 0; list < request.num_lists; ++list) {
+    const std::uint32_t* rows = request.rows + std::int64_t{list} * request.capacity;
+    std::uint32_t previous = kNoQuad;
+    for (int i = 0; i < request.counts[list]; ++i) {
+      const std::uint32_t quad = quad_of(rows[i]);
+      if (quad != previous) look_up(quad, plan_number, retain_from, plan);
+      previous = quad;
+    }
+  }
+  give_slots(first_copy, plan_number, plan);
+}
+
+void SlotPool::give_slots(int first_copy, std::uint32_t plan_number, RecallPlan& plan) {
+  int copies = first_copy;
+  for (int i = first_copy; i < plan.num_copies; ++i) {
+    QuadCopy copy = plan.copies[i];
+    if (copy.slot == kNoSlot) {
+      copy.slot = find_victim(plan_number);
+      directory_[copy.quad] = copy.slot;
+      if (copy.slot == kNoSlot) {
+        ++plan.in_place;
+        continue;
+      }
+      SlotState& slot = slots_[copy.slot];
+      if (slot.owner != kNoQuad) directory_[slot.owner] = kNoSlot;
+      slot = {copy.quad, plan_number, false};
+    }
+    ++plan.misses;
+    plan.copies[copies++] = copy;
+  }
+  plan.num_copies = copies;
+}
+
+void SlotPool::look_up(std::uint32_t quad, std::uint32_t plan_number, std::uint32_t retain_from,
+                       RecallPlan& plan) {
+  const std::uint32_t found = directory_[quad];
+  if (found == kClaim) return;
+  if (found == kNoSlot) {
+    directory_[quad] = kClaim;
+    plan.copies[plan.num_copies++] = {quad, kNoSlot};
+    return;
+  }
+  SlotState& slot = slots_[found];
+  const bool retained = is_retained(slot, retain_from);
+  const bool is_first = slot.stamp != plan_number;
+  slot.stamp = plan_number;
+  if (!is_first) return;  // another list, or another row, of this step brought it
+  if (retained) {
+    slot.referenced = true;
+    ++plan.hits;
+  } else {
+    plan.copies[plan.num_copies++] = {quad, found};
+  }
+}
+
+std::uint32_t SlotPool::find_victim(std::uint32_t plan_number) noexcept {
+  if (full_in_ == plan_number) return kNoSlot;
+  // Twice round: once to clear second chances, once to find what was cleared.
+  for (std::size_t looked = 0; looked < 2 * slots_.size(); ++looked) {
+    const std::size_t at = hand_;
+    hand_ = hand_ + 1 == slots_.size() ? 0 : hand_ + 1;
+    if (take_slot(slots_[at], plan_number)) return static_cast<std::uint32_t>(at);
+  }
+  full_in_ = plan_number;
+  return kNoSlot;
+}
+
+void SlotPool::drop(std::uint32_t first_quad, std::uint32_t count) noexcept {
+  for (std::uint32_t quad = first_quad; quad < first_quad + count; ++quad) {
+    if (directory_[quad] == kNoSlot) continue;
+    slots_[directory_[quad]] = {kNoQuad, 0, false};
+    directory_[quad] = kNoSlot;
+  }
+}
+
+}  // namespace clusterkv::recall

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/common/views.hpp"
+#include "kernels/recall/recall.hpp"
+#include "kernels/recall/rules.hpp"
+
+namespace clusterkv::recall {
+
+/// The store rows that one plan row wants from one KV head: one list a selection head.
+struct RecallRequest {
+  const std::uint32_t* rows;    ///< [num_lists, capacity]
+  const std::int32_t* counts;   ///< [num_lists]
+  int num_lists;
+  int capacity;
+};
+
+/// What must be copied, and how the look-ups went. Each quad counts once a plan row.
+struct RecallPlan {
+  QuadCopy* copies;  ///< room for one entry a requested row
+  int num_copies = 0;
+  std::int64_t hits = 0;
+  std::int64_t misses = 0;
+  std::int64_t in_place = 0;  ///< quads without a slot: read in the store
+};
+
+/// Which quads of the store lie in which slots, for one layer and KV head. Knows numbers only, not
+/// where memory lies.
+///
+/// Invariant: directory[q] = s exactly if state of slot s has owner q.
+class SlotPool {
+ public:
+  SlotPool(std::uint32_t* directory, std::int64_t num_quads, std::int64_t num_slots);
+
+  /// Makes the directory current for one plan row: looks all quads up first, then gives slots to the
+  /// missing ones, in order. A slot used in this step is never taken from its quad.
+  /// \param plan_number  of the running step; > 0, and never smaller than before
+  /// \param retain_from  quads last used before this plan count as misses and are copied again
+  void resolve(const RecallRequest& request, std::uint32_t plan_number,
+               std::uint32_t retain_from, RecallPlan& plan);
+
+  /// The quads hold other rows from now on.
+  void drop(std::uint32_t first_quad, std::uint32_t count) noexcept;
+
+ private:
+  /// While a row is resolved, the directory of a missing quad holds kClaim.
+  static constexpr std::uint32_t kClaim = 0xfffffffeU;
+
+  void give_slots(int first_copy, std::uint32_t plan_number, RecallPlan& plan);
+  void look_up(std::uint32_t quad, std::uint32_t plan_number, std::uint32_t retain_from,
+               RecallPlan& plan);
+  std::uint32_t find_victim(std::uint32_t plan_number) noexcept;
+
+  std::uint32_t* directory_;  ///< [num_quads] slot or kNoSlot
+  std::vector<SlotState> slots_;
+  std::size_t hand_ = 0;
+  std::uint32_t full_in_ = 0;  ///< plan in which all slots were found in use
+};
+
+}  // namespace clusterkv::recall

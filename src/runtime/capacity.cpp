@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/runtime/capacity.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/common/tuning.hpp"
+
+namespace clusterkv::runtime {
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// Fewest tokens a segment can have.
+std::int64_t least_segment(const ClusterConfig& c) {
+  return c.segment_tokens == 0 ? c.window_tokens : std::min(c.segment_tokens, c.window_tokens);
+}
+
+/// Most index blocks that max_tokens tokens can take, over all ways to cut them into segments.
+std::int64_t max_blocks(const CacheConfig& config) {
+  const ClusterConfig& c = config.cluster;
+  const std::int64_t least = least_segment(c);
+  const std::int64_t clusters_least =
+      std::min(least, std::max(ceil_div(least, c.tokens_per_cluster),
+                               std::int64_t{c.min_window_clusters}));
+  // Blocks grow by one each kBlockClusters * tokens_per_cluster tokens; the dearest segment is the
+  // shortest, or the shortest that needs one block more.
+  const std::int64_t first = ceil_div(clusters_least, kBlockClusters);
+  const std::int64_t longer =
+      std::max(least, first * kBlockClusters * c.tokens_per_cluster + 1);
+  const std::int64_t by_shortest = first * (config.max_tokens / least);
+  const std::int64_t by_longer = (first + 1) * (config.max_tokens / longer);
+  return std::max(by_shortest, by_longer) + first + 1;  // + 1: the divisions round down
+}
+
+}  // namespace
+
+Capacity capacity_of(const CacheConfig& config) {
+  const ModelShape& m = config.model;
+  const std::int64_t sequences = config.max_sequences;
+  const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
+  Capacity capacity{};
+  capacity.sink_pages = ceil_div(config.cluster.sink_tokens, kPageRows);
+  capacity.row_pages = ceil_div(config.max_tokens, kPageRows) + sequences;
+  // Pending tokens may begin and end inside a page.
+  capacity.live_pages =
+      ceil_div(config.max_tokens, kPageRows) + sequences * (capacity.sink_pages + 2);
+  capacity.blocks = max_blocks(config);
+  capacity.records = config.max_tokens / least_segment(config.cluster) + 1;
+  capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;
+  if (config.store.residency == Residency::kHost) {
+    const std::size_t quad_bytes = static_cast<std::size_t>(kQuadRows) * 2 *
+                                   static_cast<std::size_t>(m.head_dim) * size_of(m.kv_dtype);
+    const int planes = m.num_layers * m.num_kv_heads;
+    const std::int64_t served = capacity.selection_heads / m.num_kv_heads;
+    const std::int64_t wanted = sequences * served * config.select.budget_tokens;
+    const auto asked = static_cast<std::int64_t>(config.store.device_bytes / quad_bytes /
+                                                 static_cast<std::size_t>(planes));
+    const std::int64_t quads = capacity.row_pages * kPageRows / kQuadRows;
+    capacity.slots =
+        std::min(quads, config.store.device_bytes == 0 ? wanted : std::max<std::int64_t>(1, asked));
+  }
+  return capacity;
+}
+
+CacheConfig resolved(const CacheConfig& config) {
+  CacheConfig result = config;
+  ModelShape& m = result.model;
+  if (m.softmax_scale == 0.0F) m.softmax_scale = 1.0F / std::sqrt(static_cast<float>(m.head_dim));
+  m.value_dim = m.head_dim;
+  if (m.layers.empty()) {
+    m.layers.resize(static_cast<std::size_t>(m.num_layers));
+    std::iota(m.layers.begin(), m.layers.end(), 0);
+  }
+  if (result.store.residency == Residency::kAuto) result.store.residency = Residency::kDevice;
+  return result;
+}
+
+int list_capacity(const CacheConfig& config, const PlanLimits& limits) {
+  const int budget =
+      limits.max_budget_tokens > 0 ? limits.max_budget_tokens : config.select.budget_tokens;
+  const double dense = std::floor(static_cast<double>(config.select.dense_threshold) * budget);
+  const double rows = std::max<double>(budget, dense);
+  return static_cast<int>(std::min(rows, static_cast<double>(config.max_tokens)));
+}
+
+bool is_dense_layer(const CacheConfig& config, int layer) {
+  return config.model.layers[static_cast<std::size_t>(layer)] < config.select.dense_layers;
+}
+
+}  // namespace clusterkv::runtime

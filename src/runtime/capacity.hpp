@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How much of everything a configuration can ever need. Stores are sized here once, so that a step
+// can only run out of max_tokens or max_sequences.
+#pragma once
+
+#include <cstdint>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/step.hpp"
+
+namespace clusterkv::runtime {
+
+struct Capacity {
+  std::int64_t row_pages;   ///< of the row store: stored tokens
+  std::int64_t live_pages;  ///< of the live store: sinks and pending tokens
+  std::int64_t blocks;      ///< of the index
+  std::int64_t records;     ///< segments
+  std::int64_t sink_pages;  ///< of one sequence
+  std::int64_t slots;       ///< of one layer and KV head; 0: rows are read in place
+  int selection_heads;
+};
+
+Capacity capacity_of(const CacheConfig& config);
+
+/// The config with defaults that depend on other fields filled in: softmax_scale, value_dim,
+/// residency, layers.
+CacheConfig resolved(const CacheConfig& config);
+
+/// Clusters and rows that one selection list can hold.
+int list_capacity(const CacheConfig& config, const PlanLimits& limits);
+
+/// Whether a layer, by its position, attends to everything and is never clustered.
+bool is_dense_layer(const CacheConfig& config, int layer);
+
+}  // namespace clusterkv::runtime

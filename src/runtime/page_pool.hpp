@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <vector>
+
+#include "src/runtime/check.hpp"
+
+namespace clusterkv::runtime {
+
+/// Numbers of equal pages: takes the lowest free one, so that a run of takes is mostly contiguous.
+class PagePool {
+ public:
+  explicit PagePool(std::int64_t num_pages)
+      : num_pages_(num_pages), num_free_(num_pages),
+        free_(static_cast<std::size_t>((num_pages + 63) / 64), ~std::uint64_t{0}) {}
+
+  [[nodiscard]] std::int64_t num_pages() const { return num_pages_; }
+  [[nodiscard]] std::int64_t num_free() const { return num_free_; }
+
+  /// \pre num_free() > 0
+  std::uint32_t take() {
+    while (free_[first_word_] == 0) ++first_word_;
+    const int bit = std::countr_zero(free_[first_word_]);
+    free_[first_word_] &= ~(std::uint64_t{1} << bit);
+    --num_free_;
+    return static_cast<std::uint32_t>(first_word_ * 64 + static_cast<std::size_t>(bit));
+  }
+
+  void give_back(std::uint32_t page) noexcept {
+    const std::size_t word = page / 64;
+    free_[word] |= std::uint64_t{1} << (page % 64);
+    first_word_ = std::min(first_word_, word);
+    ++num_free_;
+  }
+
+ private:
+  std::int64_t num_pages_;
+  std::int64_t num_free_;
+  std::size_t first_word_ = 0;        ///< no word before it has a free page
+  std::vector<std::uint64_t> free_;   ///< one bit a page; bits past num_pages_ are never reached
+};
+
+}  // namespace clusterkv::runtime

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/select/select_stage.hpp"
+
+#include <algorithm>
+
+#include "kernels/select/rules.hpp"
+#include "src/runtime/parallel.hpp"
+
+namespace clusterkv::select {
+namespace {
+
+/// Blocks of one scoring task: enough work to hide what a task costs.
+constexpr int kTaskBlocks = 16;
+
+}  // namespace
+
+void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts,
+           Executor& executor) {
+  const int num_lists = num_rows * params.num_kv_heads;
+  item_starts[0] = 0;
+  for (int list = 0; list < num_lists; ++list) {
+    const SequenceView& row = params.rows[list / params.num_kv_heads];
+    const int tasks = is_scored(row) ? (row.num_blocks + kTaskBlocks - 1) / kTaskBlocks : 0;
+    item_starts[list + 1] = item_starts[list] + tasks;
+  }
+  runtime::parallel_items(executor, item_starts, num_lists, [&](int list, int item) {
+    const int row = list / params.num_kv_heads;
+    const int first = item * kTaskBlocks;
+    const int last = std::min(params.rows[row].num_blocks, first + kTaskBlocks);
+    score_clusters_cpu(params, {row, list % params.num_kv_heads, first, last});
+  });
+}
+
+void choose(const SelectParams& params, int num_rows, std::uint32_t* keys, Executor& executor) {
+  const int heads = params.lists.selection_heads;
+  runtime::parallel_for(executor, num_rows * heads, [&](int list) {
+    const int row = list / heads;
+    std::int64_t first = 0;  // clusters of the rows before
+    for (int i = 0; i < row; ++i) first += params.rows[i].num_blocks;
+    const std::int64_t clusters = params.rows[row].num_blocks;
+    const std::int64_t at = first * heads + clusters * (list % heads);
+    std::int32_t histogram[kPassBins];
+    select_clusters_cpu(params, row, list % heads, {keys + at * kBlockClusters, histogram});
+  });
+}
+
+void expand(const SelectParams& params, int num_rows, Executor& executor) {
+  const int heads = params.lists.selection_heads;
+  const int served = heads / params.num_kv_heads;
+  runtime::parallel_for(executor, num_rows * heads, [&](int list) {
+    const int row = list / heads;
+    const int head = list % heads;
+    expand_rows_cpu(params.rows[row], params.index, head / served, params.lists, row, head);
+  });
+}
+
+}  // namespace clusterkv::select

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The pipeline without its rows: append clusters and indexes, select chooses, the engine attends,
+// attend_tail adds the rest.
+#include "clusterkv/selector.hpp"
+
+#include "src/core.hpp"
+#include "src/layer_step.hpp"
+#include "src/paged_export.hpp"
+#include "src/runtime/check.hpp"
+#include "src/runtime/check_config.hpp"
+#include "src/selection.hpp"
+
+namespace clusterkv {
+inline namespace v0 {
+
+struct ClusterSelector::Impl {
+  Core core;
+};
+
+void ClusterSelector::append(int layer, const DecodePlan& plan, const TensorView& key,
+                             const TensorView& value, Stream stream) {
+  impl_->core.append(layer, plan, key, value, stream);
+}
+
+Selection ClusterSelector::select(int layer, const DecodePlan& plan, const TensorView& query,
+                                  Stream stream) {
+  LayerStep step(impl_->core, layer, plan, query, stream);
+  step.score();
+  step.choose();
+  return step.selection();
+}
+
+void ClusterSelector::token_ids(int layer, const DecodePlan& plan, const Selection& selection,
+                                const TensorView& ids, const TensorView& counts, Stream) const {
+  impl_->core.check_appended(layer, plan);
+  const SelectionReader reader(impl_->core, layer, plan, selection);
+  write_token_ids(reader, plan.num_rows(), ids, counts);
+}
+
+void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selection& selection,
+                                  const TensorView& query, const AttentionOut& out,
+                                  Stream stream) {
+  if (impl_->core.settings().select.tail == Tail::kNone) {
+    runtime::fail<ConfigError>("select.tail: kNone, expected kMean or kSecondMoment for a tail");
+  }
+  if (!impl_->core.has_values()) {
+    runtime::fail<ConfigError>("value: append() was not given values, expected them for a tail");
+  }
+  LayerStep step(impl_->core, layer, plan, query, stream);
+  step.check_out(out);
+  step.adopt(selection);
+  step.score();
+  step.attend(out, Part::kTailOnly);
+}
+
+void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selection& selection,
+                               const TensorView& block_table, int block_tokens,
+                               const TensorView& indptr, const TensorView& indices,
+                               Stream) const {
+  impl_->core.check_appended(layer, plan);
+  const SelectionReader reader(impl_->core, layer, plan, selection);
+  const PagedTarget target{block_table, block_tokens, indptr, indices};
+  write_paged(reader, plan.num_rows(), impl_->core.settings().model.num_kv_heads, target);
+}
+
+// --------------------------------------------------------------------- sequences and creation
+
+Support ClusterSelector::supports(const CacheConfig& config, Backend backend) noexcept {
+  return runtime::find_support(config, backend);
+}
+
+MemoryNeeds ClusterSelector::memory_needs(const CacheConfig& config, Backend backend,
+                                          const PlanLimits& limits) {
+  return Core::needs(config, backend, limits, Rows::kElsewhere);
+}
+
+ClusterSelector::ClusterSelector(const CacheConfig& config, const Resources& resources)
+    : impl_(new Impl{{config, resources, Rows::kElsewhere}}) {}
+ClusterSelector::~ClusterSelector() = default;
+ClusterSelector::ClusterSelector(ClusterSelector&&) noexcept = default;
+ClusterSelector& ClusterSelector::operator=(ClusterSelector&&) noexcept = default;
+
+const CacheConfig& ClusterSelector::config() const noexcept { return impl_->core.config(); }
+
+SequenceId ClusterSelector::add_sequence() { return impl_->core.add_sequence(); }
+
+void ClusterSelector::remove(SequenceId id, Stream) { impl_->core.remove(id); }
+
+std::int64_t ClusterSelector::length(SequenceId id) const { return impl_->core.find(id).length(); }
+
+DecodePlan ClusterSelector::plan(std::span<const StepRow> rows, const PlanLimits& limits,
+                                 Workspace workspace, Stream) {
+  return impl_->core.plan(rows, limits, workspace);
+}
+
+void ClusterSelector::update(DecodePlan& plan, std::span<const StepRow> rows, Stream) {
+  impl_->core.update(plan, rows);
+}
+
+CacheStats ClusterSelector::stats() const { return impl_->core.read_stats(); }
+
+}  // namespace v0
+}  // namespace clusterkv

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/sequence.hpp"
+
+#include <algorithm>
+
+#include "kernels/cluster/rules.hpp"
+#include "kernels/index/rules.hpp"
+
+namespace clusterkv {
+namespace {
+
+std::int64_t pages_for(std::int64_t rows) { return (rows + kPageRows - 1) / kPageRows; }
+
+}  // namespace
+
+int segment_clusters(const ClusterConfig& config, int num_tokens, Phase phase) {
+  return cluster::num_clusters(num_tokens, config.tokens_per_cluster,
+                               phase == Phase::kDecode ? config.min_window_clusters : 1);
+}
+
+Sequence::Sequence(SequenceId id, const CacheConfig& config, const Capacity& capacity)
+    : id_(id),
+      config_(config.cluster),
+      sink_rows_(capacity.sink_pages * kPageRows),
+      first_pending_(sink_rows_),
+      appended_(static_cast<std::size_t>(config.model.num_layers), 0) {
+  row_pages_.reserve(static_cast<std::size_t>(pages_for(config.max_tokens)));
+  live_pages_.reserve(
+      static_cast<std::size_t>(pages_for(config.max_tokens) + capacity.sink_pages + 2));
+  blocks_.reserve(static_cast<std::size_t>(capacity.blocks));
+  segments_.reserve(static_cast<std::size_t>(capacity.records));
+  // A step seals all its prompt's segments, or the windows a late kDecode finds pending.
+  sealing_.reserve(static_cast<std::size_t>(capacity.records));
+  seal_sizes_.reserve(static_cast<std::size_t>(capacity.records));
+}
+
+int Sequence::num_sinks() const {
+  return static_cast<int>(std::min<std::int64_t>(config_.sink_tokens, length_));
+}
+
+void Sequence::decide_seals(const StepRow& row, std::vector<int>& num_tokens) const {
+  num_tokens.clear();
+  const bool decode = row.phase == Phase::kDecode;
+  std::int64_t stored = num_stored_;
+  for (const Sealing& done : sealing_) stored += segment(done.segment).num_rows;
+  // Decode leaves out this step's tokens: sealing a token on arrival would hide it.
+  const std::int64_t length = length_ + (decode ? 0 : row.num_new_tokens);
+  std::int64_t pending = length - std::min<std::int64_t>(config_.sink_tokens, length) - stored;
+  const int whole = decode ? config_.window_tokens : config_.segment_tokens;
+  for (; whole > 0 && pending >= whole; pending -= whole) num_tokens.push_back(whole);
+  if (row.phase == Phase::kPrefillLast && pending >= config_.window_tokens) {
+    num_tokens.push_back(static_cast<int>(pending));
+  }
+}
+
+void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools) {
+  decide_seals(row, seal_sizes_);
+  commit_sealing(pools);
+  length_ += row.num_new_tokens;
+  past_plans_[static_cast<std::size_t>(steps_++ % kHistory)] = plan_number_;
+  plan_number_ = plan_number;
+  take_live_pages(pools);
+  for (const int num_tokens : seal_sizes_) add_segment(num_tokens, row.phase, pools);
+}
+
+void Sequence::commit_sealing(PagePools& pools) {
+  for (const Sealing& done : sealing_) {
+    const SegmentView& sealed = segment(done.segment);
+    num_stored_ += sealed.num_rows;
+    first_pending_ += sealed.num_rows;
+    visible_blocks_ += sealed.num_blocks;
+    ++visible_segments_;
+  }
+  sealing_.clear();
+  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
+  const std::int64_t unused = (first_pending_ - sink_rows_) / kPageRows;
+  if (unused == 0) return;
+  for (auto page = begin; page != begin + unused; ++page) pools.live.give_back(*page);
+  live_pages_.erase(begin, begin + unused);
+  first_pending_ -= unused * kPageRows;
+}
+
+void Sequence::take_live_pages(PagePools& pools) {
+  const std::int64_t pending = length_ - first_pending_token();
+  const std::int64_t pages = pages_for(first_pending_ + pending);
+  while (static_cast<std::int64_t>(live_pages_.size()) < pages) {
+    live_pages_.push_back(pools.live.take());
+  }
+}
+
+void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {
+  const int clusters = segment_clusters(config_, num_tokens, phase);
+  const std::int64_t first_row =
+      segments_.empty() ? 0 : segments_.back().first_row + segments_.back().num_rows;
+  SegmentView added{};
+  added.record = pools.records.take();
+  added.first_block = static_cast<std::int32_t>(blocks_.size());
+  added.num_blocks = index::blocks_of(clusters, kBlockClusters);
+  added.num_rows = num_tokens;
+  added.first_row = first_row;
+  for (int i = 0; i < added.num_blocks; ++i) blocks_.push_back(pools.blocks.take());
+  while (static_cast<std::int64_t>(row_pages_.size()) < pages_for(first_row + num_tokens)) {
+    row_pages_.push_back(pools.rows.take());
+  }
+  segments_.push_back(added);
+  sealing_.push_back({.segment = static_cast<int>(segments_.size()) - 1,
+                      .num_clusters = clusters,
+                      .first_live_row = first_pending_ + first_row - num_stored_,
+                      .first_token = num_sinks() + first_row});
+}
+
+void Sequence::release(PagePools& pools) noexcept {
+  for (const std::uint32_t page : row_pages_) pools.rows.give_back(page);
+  for (const std::uint32_t page : live_pages_) pools.live.give_back(page);
+  for (const std::uint32_t block : blocks_) pools.blocks.give_back(block);
+  for (const SegmentView& s : segments_) pools.records.give_back(s.record);
+}
+
+SequenceView Sequence::view() const {
+  SequenceView view{};
+  view.row_pages = row_pages_.data();
+  view.live_pages = live_pages_.data();
+  view.first_pending = first_pending_;
+  view.segments = segments_.data();
+  view.blocks = blocks_.data();
+  view.num_segments = visible_segments_;
+  view.num_blocks = visible_blocks_;
+  view.num_sinks = num_sinks();
+  view.num_stored = num_stored_;
+  view.num_pending = static_cast<std::int32_t>(length_ - first_pending_token());
+  return view;
+}
+
+std::uint32_t Sequence::past_plan(int steps) const {
+  if (steps >= steps_) return 1;
+  return past_plans_[static_cast<std::size_t>((steps_ - steps) % kHistory)];
+}
+
+std::int64_t Sequence::live_row(std::int64_t token) const {
+  return token < num_sinks() ? token : first_pending_ + token - first_pending_token();
+}
+
+int Sequence::missing_layer() const {
+  for (std::size_t layer = 0; layer < appended_.size(); ++layer) {
+    if (appended_[layer] != plan_number_) return static_cast<int>(layer);
+  }
+  return -1;
+}
+
+}  // namespace clusterkv

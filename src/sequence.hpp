@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The bookkeeping of one sequence: lengths, page tables, segments. No rows, no arithmetic.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/step.hpp"
+#include "kernels/common/views.hpp"
+#include "src/runtime/capacity.hpp"
+#include "src/runtime/page_pool.hpp"
+
+namespace clusterkv {
+
+using runtime::Capacity;
+using runtime::PagePool;
+
+/// Clusters of a sealed segment, before empty ones are dropped.
+int segment_clusters(const ClusterConfig& config, int num_tokens, Phase phase);
+
+/// Pages that sequences take from and give back to.
+struct PagePools {
+  explicit PagePools(const Capacity& capacity)
+      : rows(capacity.row_pages),
+        live(capacity.live_pages),
+        blocks(capacity.blocks),
+        records(capacity.records) {}
+
+  PagePool rows;
+  PagePool live;
+  PagePool blocks;
+  PagePool records;
+};
+
+/// Tokens in order: sinks, stored (in segments), pending.
+///
+/// A segment is sealed in two steps. begin_step() takes its pages and lists it in `sealing`; the
+/// layers fill it while its tokens are still pending. The next begin_step() of the sequence makes it
+/// visible and frees the live pages of its tokens.
+class Sequence {
+ public:
+  /// A segment that this step's append() calls fill.
+  struct Sealing {
+    int segment;                 ///< position in segments()
+    int num_clusters;            ///< before empty ones are dropped
+    std::int64_t first_live_row;  ///< of its first token
+    std::int64_t first_token;     ///< position in the sequence
+  };
+
+  /// Reserves page tables for the longest sequence the cache may hold.
+  Sequence(SequenceId id, const CacheConfig& config, const Capacity& capacity);
+
+  /// What begin_step() will do, without doing it: token counts of the segments to be sealed.
+  void decide_seals(const StepRow& row, std::vector<int>& num_tokens) const;
+
+  /// Advances the length. Nothing can fail here: pools are sized for max_tokens.
+  void begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools);
+
+  /// Gives all pages back.
+  void release(PagePools& pools) noexcept;
+
+  /// The step's view; valid until the next begin_step() or release().
+  [[nodiscard]] SequenceView view() const;
+
+  [[nodiscard]] SequenceId id() const { return id_; }
+  [[nodiscard]] std::int64_t length() const { return length_; }
+  [[nodiscard]] std::int64_t num_stored() const { return num_stored_; }
+  [[nodiscard]] int num_sinks() const;
+  [[nodiscard]] std::int64_t first_pending_token() const { return num_sinks() + num_stored_; }
+  [[nodiscard]] std::uint32_t plan_number() const { return plan_number_; }
+
+  /// Number of the plan of this sequence's `steps`-th last step before the running one; 1 if there
+  /// were fewer.
+  [[nodiscard]] std::uint32_t past_plan(int steps) const;
+
+  [[nodiscard]] const std::vector<Sealing>& sealing() const { return sealing_; }
+  [[nodiscard]] const SegmentView& segment(int i) const {
+    return segments_[static_cast<std::size_t>(i)];
+  }
+  [[nodiscard]] const std::uint32_t* blocks_of(const SegmentView& segment) const {
+    return blocks_.data() + segment.first_block;
+  }
+  [[nodiscard]] const std::vector<std::uint32_t>& row_pages() const { return row_pages_; }
+  [[nodiscard]] const std::uint32_t* live_pages() const { return live_pages_.data(); }
+
+  /// Logical live row of a sink or pending token.
+  [[nodiscard]] std::int64_t live_row(std::int64_t token) const;
+
+  [[nodiscard]] bool was_appended(int layer) const {
+    return appended_[static_cast<std::size_t>(layer)] == plan_number_;
+  }
+  void mark_appended(int layer) { appended_[static_cast<std::size_t>(layer)] = plan_number_; }
+  /// A layer of the running step that was not appended; -1 if there is none.
+  [[nodiscard]] int missing_layer() const;
+
+ private:
+  static constexpr int kHistory = 64;  ///< the most retain_steps can be
+
+  void commit_sealing(PagePools& pools);
+  void take_live_pages(PagePools& pools);
+  void add_segment(int num_tokens, Phase phase, PagePools& pools);
+
+  SequenceId id_;
+  ClusterConfig config_;
+  std::int64_t sink_rows_;  ///< live rows set aside for sinks: whole pages
+  std::int64_t length_ = 0;
+  std::int64_t num_stored_ = 0;      ///< of visible segments
+  std::int64_t first_pending_ = 0;   ///< logical live row of the first pending token
+  std::int32_t visible_segments_ = 0;
+  std::int32_t visible_blocks_ = 0;
+  std::uint32_t plan_number_ = 0;
+  int steps_ = 0;
+  std::array<std::uint32_t, kHistory> past_plans_{};
+  std::vector<std::uint32_t> row_pages_;
+  std::vector<std::uint32_t> live_pages_;
+  std::vector<std::uint32_t> blocks_;
+  std::vector<SegmentView> segments_;
+  std::vector<Sealing> sealing_;
+  std::vector<int> seal_sizes_;
+  std::vector<std::uint32_t> appended_;  ///< [layer] plan number of its last append
+};
+
+}  // namespace clusterkv
