@@ -38,7 +38,9 @@ std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows) {
   return rows == Rows::kKept ? capacity.row_pages : 0;
 }
 
-long long number(SequenceId id) { return static_cast<long long>(id); }
+long long number(SequenceId id) {
+  return static_cast<long long>(id);
+}
 
 }  // namespace
 
@@ -163,8 +165,8 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
     fail<ShapeError>("rows: phase {}, expected kDecode, kPrefill or kPrefillLast",
                      static_cast<int>(row.phase));
   }
-  const int most = limits.max_budget_tokens > 0 ? limits.max_budget_tokens
-                                                : resolved_.select.budget_tokens;
+  const int most =
+      limits.max_budget_tokens > 0 ? limits.max_budget_tokens : resolved_.select.budget_tokens;
   if (row.budget_tokens < 0 || row.budget_tokens > most) {
     fail<ShapeError>("rows: budget_tokens {}, expected 0 .. {} (limits.max_budget_tokens)",
                      row.budget_tokens, most);
@@ -173,8 +175,8 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
   const Sequence& sequence = find(row.id);
   const int missing = sequence.plan_number() == 0 ? -1 : sequence.missing_layer();
   if (missing >= 0) {
-    fail<StepError>("rows: sequence {} lacks append() of layer {} in its last step",
-                    number(row.id), missing);
+    fail<StepError>("rows: sequence {} lacks append() of layer {} in its last step", number(row.id),
+                    missing);
   }
 }
 
@@ -314,8 +316,8 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
   }
 }
 
-void Core::append(int layer, const DecodePlan& plan, const TensorView& key,
-                  const TensorView& value, const Stream& stream) {
+void Core::append(int layer, const DecodePlan& plan, const TensorView& key, const TensorView& value,
+                  const Stream& stream) {
   check_append(layer, plan, key, value);
   Executor& threads = executor(stream);
   const int heads = resolved_.model.num_kv_heads;
@@ -327,8 +329,8 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key,
     // A step's tokens may begin among the sinks; the rest lies at another place.
     const std::int64_t end = row.first_position + row.num_new_tokens;
     for (std::int64_t first = row.first_position; first < end;) {
-      const std::int64_t last = first < s.num_sinks() ? std::min<std::int64_t>(end, s.num_sinks())
-                                                      : end;
+      const std::int64_t last =
+          first < s.num_sinks() ? std::min<std::int64_t>(end, s.num_sinks()) : end;
       recall::append_rows_cpu({.key = key,
                                .value = value,
                                .first_token = row.first_new_token + first - row.first_position,
@@ -374,7 +376,9 @@ void Core::count_sealing(const Sequence& sequence, int layer) {
 
 // ------------------------------------------------------------------------------------ stores
 
-bool Core::is_dense(int layer) const { return runtime::is_dense_layer(resolved_, layer); }
+bool Core::is_dense(int layer) const {
+  return runtime::is_dense_layer(resolved_, layer);
+}
 
 Executor& Core::executor(const Stream& stream) {
   if (stream.backend != Backend::kCpu) {

@@ -42,9 +42,8 @@ Selection ClusterKVCache::select(int layer, const DecodePlan& plan, const Tensor
   return step.selection();
 }
 
-void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan,
-                                     const Selection& selection, const AttendArgs& args,
-                                     Stream stream) {
+void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan, const Selection& selection,
+                                     const AttendArgs& args, Stream stream) {
   LayerStep step(impl_->core, layer, plan, args.query, stream);
   step.check_out(args.out);
   step.adopt(selection);
@@ -82,13 +81,21 @@ ClusterKVCache::~ClusterKVCache() = default;
 ClusterKVCache::ClusterKVCache(ClusterKVCache&&) noexcept = default;
 ClusterKVCache& ClusterKVCache::operator=(ClusterKVCache&&) noexcept = default;
 
-const CacheConfig& ClusterKVCache::config() const noexcept { return impl_->core.config(); }
+const CacheConfig& ClusterKVCache::config() const noexcept {
+  return impl_->core.config();
+}
 
-SequenceId ClusterKVCache::add_sequence() { return impl_->core.add_sequence(); }
+SequenceId ClusterKVCache::add_sequence() {
+  return impl_->core.add_sequence();
+}
 
-void ClusterKVCache::remove(SequenceId id, Stream) { impl_->core.remove(id); }
+void ClusterKVCache::remove(SequenceId id, Stream) {
+  impl_->core.remove(id);
+}
 
-std::int64_t ClusterKVCache::length(SequenceId id) const { return impl_->core.find(id).length(); }
+std::int64_t ClusterKVCache::length(SequenceId id) const {
+  return impl_->core.find(id).length();
+}
 
 DecodePlan ClusterKVCache::plan(std::span<const StepRow> rows, const PlanLimits& limits,
                                 Workspace workspace, Stream) {
@@ -99,7 +106,9 @@ void ClusterKVCache::update(DecodePlan& plan, std::span<const StepRow> rows, Str
   impl_->core.update(plan, rows);
 }
 
-CacheStats ClusterKVCache::stats() const { return impl_->core.read_stats(); }
+CacheStats ClusterKVCache::stats() const {
+  return impl_->core.read_stats();
+}
 
 }  // namespace v0
 }  // namespace clusterkv

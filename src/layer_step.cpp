@@ -40,9 +40,8 @@ LayerStep::LayerStep(Core& core, int layer, const DecodePlan& plan, const Tensor
       dense_(core.is_dense(layer)),
       num_rows_(plan.num_rows()),
       views_(plan_.views.data()) {
-  check_tensor(query, {"query",
-                       {plan_.num_query_tokens, model_.num_q_heads, model_.head_dim},
-                       kFloatTypes});
+  check_tensor(
+      query, {"query", {plan_.num_query_tokens, model_.num_q_heads, model_.head_dim}, kFloatTypes});
   float* to = plan_.scratch.query;
   for (int row = 0; row < plan_.num_query_tokens; ++row) {
     for (int head = 0; head < model_.num_q_heads; ++head, to += model_.head_dim) {
@@ -53,8 +52,8 @@ LayerStep::LayerStep(Core& core, int layer, const DecodePlan& plan, const Tensor
 
 void LayerStep::check_out(const AttentionOut& out) const {
   const std::int64_t rows = plan_.num_query_tokens;
-  check_tensor(out.out, {"out", {rows, model_.num_q_heads, model_.head_dim}, kFloatTypes,
-                         LastStride::kOne});
+  check_tensor(out.out,
+               {"out", {rows, model_.num_q_heads, model_.head_dim}, kFloatTypes, LastStride::kOne});
   if (!out.lse.empty()) check_tensor(out.lse, {"lse", {rows, model_.num_q_heads}, {DType::kF32}});
 }
 
@@ -246,8 +245,7 @@ void LayerStep::count_list(int row, int head, Part part, StepStats& stats) const
   const SelectionLists& lists = plan_.scratch.lists;
   const SequenceView& view = views_[row];
   const int served = model_.num_q_heads / lists.selection_heads;
-  const std::int64_t selected =
-      dense_ ? view.num_stored : lists.num_rows[lists.list(row, head)];
+  const std::int64_t selected = dense_ ? view.num_stored : lists.num_rows[lists.list(row, head)];
   const bool scored = !dense_ && select::is_scored(view);
   const bool estimated = scored && select_.tail != Tail::kNone;
   const std::int64_t element = dense_ ? 0

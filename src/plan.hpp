@@ -19,18 +19,18 @@ namespace clusterkv {
 
 /// Arrays in the caller's workspace. R = max_rows, S = selection_heads, C = list capacity.
 struct Scratch {
-  float* query;              ///< [R, q_head, head_dim]
-  SelectionLists lists;      ///< arrays [R, S] and [R, S, C]
-  HeadTotals* totals;        ///< [R, q_head]
-  float* e;                  ///< [clusters of all rows, q_head]
-  float* z;                  ///< as e; null unless per query head
-  BlockSums* block_sums;     ///< [blocks of all rows, q_head]
-  std::uint32_t* keys;       ///< [clusters of all rows, S]
+  float* query;           ///< [R, q_head, head_dim]
+  SelectionLists lists;   ///< arrays [R, S] and [R, S, C]
+  HeadTotals* totals;     ///< [R, q_head]
+  float* e;               ///< [clusters of all rows, q_head]
+  float* z;               ///< as e; null unless per query head
+  BlockSums* block_sums;  ///< [blocks of all rows, q_head]
+  std::uint32_t* keys;    ///< [clusters of all rows, S]
   attend::Partials partials;
-  float* tail_mass;          ///< [R, q_head]
-  std::int64_t* kept;        ///< [R, S]
-  std::int32_t* item_starts;  ///< [R * q_head + 1]
-  recall::QuadCopy* copies;  ///< [kv_head, R * C * lists of a KV head]
+  float* tail_mass;                  ///< [R, q_head]
+  std::int64_t* kept;                ///< [R, S]
+  std::int32_t* item_starts;         ///< [R * q_head + 1]
+  recall::QuadCopy* copies;          ///< [kv_head, R * C * lists of a KV head]
   recall::RecallPlan* recall_plans;  ///< [kv_head]
   std::uint32_t* retain_from;        ///< [R]
 };
@@ -40,12 +40,12 @@ std::size_t scratch_bytes(const CacheConfig& config, const PlanLimits& limits);
 
 /// One row of the running step.
 struct PlanRow {
-  Sequence* sequence;         ///< null: padding
+  Sequence* sequence;  ///< null: padding
   SequenceId id;
   int num_new_tokens;
-  int first_new_token;        ///< row of append()'s tensors
+  int first_new_token;          ///< row of append()'s tensors
   std::int64_t first_position;  ///< of the new tokens in the sequence
-  int query_row;              ///< row of attend()'s tensors; -1: none
+  int query_row;                ///< row of attend()'s tensors; -1: none
 };
 
 inline namespace v0 {
@@ -58,9 +58,9 @@ struct DecodePlan::Impl {
   int num_new_tokens = 0;
   int num_query_tokens = 0;
   std::vector<PlanRow> rows;
-  std::vector<SequenceView> views;  ///< [row]
+  std::vector<SequenceView> views;          ///< [row]
   std::vector<SequenceView> adopted_views;  ///< [row], for a caller's choice: none takes everything
-  std::vector<RowScores> scores;    ///< [row]
+  std::vector<RowScores> scores;            ///< [row]
 };
 
 }  // namespace v0

@@ -15,8 +15,7 @@ namespace {
 
 class RowReader {
  public:
-  RowReader(const Core& core, const RowRange& range, const TensorView& key,
-            const TensorView& value)
+  RowReader(const Core& core, const RowRange& range, const TensorView& key, const TensorView& value)
       : core_(core), range_(range), key_(key), value_(value), sequence_(core.find(range.id)) {}
 
   void run() const {
@@ -44,8 +43,8 @@ class RowReader {
   /// Rows of a segment are in cluster order, another one for each KV head: looks at all of them.
   void read_segment(const SequenceView& view, const SegmentView& segment) const {
     for (int head = 0; head < core_.settings().model.num_kv_heads; ++head) {
-      const std::uint32_t* positions = core_.index().positions(range_.layer) +
-                                       head * core_.index().positions_stride();
+      const std::uint32_t* positions =
+          core_.index().positions(range_.layer) + head * core_.index().positions_stride();
       for (int i = 0; i < segment.num_rows; ++i) {
         const std::uint32_t row = paged_row(view.row_pages, segment.first_row + i);
         const std::int64_t token = positions[row];
@@ -82,7 +81,9 @@ void read_rows(const Core& core, const RowRange& range, const TensorView& key,
   }
   const std::int64_t tokens = range.last - range.first;
   for (const auto& [tensor, name] : {std::pair{&key, "key"}, std::pair{&value, "value"}}) {
-    check_tensor(*tensor, {name, {tokens, m.num_kv_heads, m.head_dim}, runtime::kFloatTypes,
+    check_tensor(*tensor, {name,
+                           {tokens, m.num_kv_heads, m.head_dim},
+                           runtime::kFloatTypes,
                            runtime::LastStride::kOne});
   }
   RowReader(core, range, key, value).run();

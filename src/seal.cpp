@@ -19,8 +19,8 @@ std::size_t cluster_bytes(int num_tokens, int num_clusters, int head_dim) {
 }
 
 std::size_t area_bytes(int num_tokens, int num_clusters, int head_dim) {
-  const std::size_t variance = static_cast<std::size_t>(num_clusters) *
-                               static_cast<std::size_t>(head_dim) * sizeof(float);
+  const std::size_t variance =
+      static_cast<std::size_t>(num_clusters) * static_cast<std::size_t>(head_dim) * sizeof(float);
   return cluster_bytes(num_tokens, num_clusters, head_dim) + variance;
 }
 
@@ -86,8 +86,8 @@ void Sealer::seal_segment(const SealLayer& layer, const Sequence& sequence, int 
   index::StoreParams store{layer.live, layer.stored, layer.positions, layer.positions_stride,
                            nullptr};
   if (!layer.dense) {
-    const auto s = cluster::carve_segment_scratch(scratch, segment.num_rows,
-                                                  sealing.num_clusters, model_.head_dim);
+    const auto s = cluster::carve_segment_scratch(scratch, segment.num_rows, sealing.num_clusters,
+                                                  model_.head_dim);
     cluster::cluster_segment_cpu(
         {.keys = {layer.live, source.live_pages, source.first_live_row, segment.num_rows, kv_head},
          .num_clusters = sealing.num_clusters,

@@ -45,7 +45,7 @@ class Sealer {
   ModelShape model_;
   ClusterConfig config_;
   MemoryResource* memory_;
-  std::size_t area_bytes_;  ///< scratch of one task
+  std::size_t area_bytes_;   ///< scratch of one task
   runtime::Buffer scratch_;  ///< kSealTasks areas
 };
 

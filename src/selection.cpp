@@ -20,10 +20,9 @@ SelectionReader::SelectionReader(const Core& core, int layer, const DecodePlan& 
       positions_stride_(core.index().positions_stride()) {
   const std::int64_t rows = plan.num_rows();
   check_tensor(selection.cluster_ids, {"selection.cluster_ids", {rows, heads_, -1}, {DType::kI32}});
-  check_tensor(selection.row_counts,
-               {"selection.row_counts",
-                {rows, heads_, selection.cluster_ids.shape[2]},
-                {DType::kI32}});
+  check_tensor(
+      selection.row_counts,
+      {"selection.row_counts", {rows, heads_, selection.cluster_ids.shape[2]}, {DType::kI32}});
   for (int row = 0; row < plan.num_rows(); ++row) {
     for (int head = 0; head < heads_; ++head) check_list(row, head);
   }
@@ -36,15 +35,17 @@ void SelectionReader::check_list(int row, int head) const {
   for (int i = 0; i < num_clusters(row, head); ++i) {
     const int id = cluster(row, head, i);
     if (id <= previous || id >= limit) {
-      fail<ValueError>("selection.cluster_ids: row {}, head {} has {} after {}, expected ascending "
-                       "ids below {}",
-                       row, head, id, previous, limit);
+      fail<ValueError>(
+          "selection.cluster_ids: row {}, head {} has {} after {}, expected ascending "
+          "ids below {}",
+          row, head, id, previous, limit);
     }
     const int size = index_.cluster_size(view, kv_head(head), id);
     if (count(row, head, i) < 1 || count(row, head, i) > size) {
-      fail<ValueError>("selection.row_counts: row {}, head {} takes {} rows of cluster {}, expected "
-                       "1 .. {}",
-                       row, head, count(row, head, i), id, size);
+      fail<ValueError>(
+          "selection.row_counts: row {}, head {} takes {} rows of cluster {}, expected "
+          "1 .. {}",
+          row, head, count(row, head, i), id, size);
     }
     previous = id;
   }
@@ -69,12 +70,10 @@ std::int64_t SelectionReader::num_tokens(int row, int head) const {
   return view.num_sinks + middle + view.num_pending;
 }
 
-std::int64_t SelectionReader::position(int row, int head, int cluster,
-                                       int row_in_cluster) const {
+std::int64_t SelectionReader::position(int row, int head, int cluster, int row_in_cluster) const {
   const SequenceView& view = plan_.views[static_cast<std::size_t>(row)];
   const std::uint32_t block = view.blocks[cluster / kBlockClusters];
-  const std::uint32_t first =
-      index_.block_offset(kv_head(head), block)[cluster % kBlockClusters];
+  const std::uint32_t first = index_.block_offset(kv_head(head), block)[cluster % kBlockClusters];
   const std::uint32_t stored = paged_row(view.row_pages, std::int64_t{first} + row_in_cluster);
   return positions_[kv_head(head) * positions_stride_ + stored];
 }
@@ -93,8 +92,8 @@ void write_token_ids(const SelectionReader& reader, int num_rows, const TensorVi
   }
   for (int row = 0; row < num_rows; ++row) {
     for (int head = 0; head < heads; ++head) {
-      auto* list = static_cast<std::int32_t*>(ids.data) + row * ids.stride[0] +
-                   head * ids.stride[1];
+      auto* list =
+          static_cast<std::int32_t*>(ids.data) + row * ids.stride[0] + head * ids.stride[1];
       std::int64_t count = 0;
       reader.for_each_token(row, head, [&](std::int64_t token) {
         list[count++ * ids.stride[2]] = static_cast<std::int32_t>(token);

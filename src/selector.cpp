@@ -39,8 +39,7 @@ void ClusterSelector::token_ids(int layer, const DecodePlan& plan, const Selecti
 }
 
 void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selection& selection,
-                                  const TensorView& query, const AttentionOut& out,
-                                  Stream stream) {
+                                  const TensorView& query, const AttentionOut& out, Stream stream) {
   if (impl_->core.settings().select.tail == Tail::kNone) {
     runtime::fail<ConfigError>("select.tail: kNone, expected kMean or kSecondMoment for a tail");
   }
@@ -56,8 +55,7 @@ void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selec
 
 void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selection& selection,
                                const TensorView& block_table, int block_tokens,
-                               const TensorView& indptr, const TensorView& indices,
-                               Stream) const {
+                               const TensorView& indptr, const TensorView& indices, Stream) const {
   impl_->core.check_appended(layer, plan);
   const SelectionReader reader(impl_->core, layer, plan, selection);
   const PagedTarget target{block_table, block_tokens, indptr, indices};
@@ -81,13 +79,21 @@ ClusterSelector::~ClusterSelector() = default;
 ClusterSelector::ClusterSelector(ClusterSelector&&) noexcept = default;
 ClusterSelector& ClusterSelector::operator=(ClusterSelector&&) noexcept = default;
 
-const CacheConfig& ClusterSelector::config() const noexcept { return impl_->core.config(); }
+const CacheConfig& ClusterSelector::config() const noexcept {
+  return impl_->core.config();
+}
 
-SequenceId ClusterSelector::add_sequence() { return impl_->core.add_sequence(); }
+SequenceId ClusterSelector::add_sequence() {
+  return impl_->core.add_sequence();
+}
 
-void ClusterSelector::remove(SequenceId id, Stream) { impl_->core.remove(id); }
+void ClusterSelector::remove(SequenceId id, Stream) {
+  impl_->core.remove(id);
+}
 
-std::int64_t ClusterSelector::length(SequenceId id) const { return impl_->core.find(id).length(); }
+std::int64_t ClusterSelector::length(SequenceId id) const {
+  return impl_->core.find(id).length();
+}
 
 DecodePlan ClusterSelector::plan(std::span<const StepRow> rows, const PlanLimits& limits,
                                  Workspace workspace, Stream) {
@@ -98,7 +104,9 @@ void ClusterSelector::update(DecodePlan& plan, std::span<const StepRow> rows, St
   impl_->core.update(plan, rows);
 }
 
-CacheStats ClusterSelector::stats() const { return impl_->core.read_stats(); }
+CacheStats ClusterSelector::stats() const {
+  return impl_->core.read_stats();
+}
 
 }  // namespace v0
 }  // namespace clusterkv

@@ -9,7 +9,9 @@
 namespace clusterkv {
 namespace {
 
-std::int64_t pages_for(std::int64_t rows) { return (rows + kPageRows - 1) / kPageRows; }
+std::int64_t pages_for(std::int64_t rows) {
+  return (rows + kPageRows - 1) / kPageRows;
+}
 
 }  // namespace
 

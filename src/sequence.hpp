@@ -44,8 +44,8 @@ class Sequence {
  public:
   /// A segment that this step's append() calls fill.
   struct Sealing {
-    int segment;                 ///< position in segments()
-    int num_clusters;            ///< before empty ones are dropped
+    int segment;                  ///< position in segments()
+    int num_clusters;             ///< before empty ones are dropped
     std::int64_t first_live_row;  ///< of its first token
     std::int64_t first_token;     ///< position in the sequence
   };
@@ -107,8 +107,8 @@ class Sequence {
   ClusterConfig config_;
   std::int64_t sink_rows_;  ///< live rows set aside for sinks: whole pages
   std::int64_t length_ = 0;
-  std::int64_t num_stored_ = 0;      ///< of visible segments
-  std::int64_t first_pending_ = 0;   ///< logical live row of the first pending token
+  std::int64_t num_stored_ = 0;     ///< of visible segments
+  std::int64_t first_pending_ = 0;  ///< logical live row of the first pending token
   std::int32_t visible_segments_ = 0;
   std::int32_t visible_blocks_ = 0;
   std::uint32_t plan_number_ = 0;

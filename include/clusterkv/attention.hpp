@@ -13,10 +13,10 @@ inline namespace v0 {
 
 /// Keys and values that an engine holds. The last axis must have stride 1, the others may have any.
 struct DecodeArgs {
-  TensorView query;     ///< [num_rows, num_q_heads, head_dim], f32, f16 or bf16, any strides
-  TensorView key;       ///< [num_rows, num_tokens, num_kv_heads, head_dim], f32, f16 or bf16
-  TensorView value;     ///< as key, same dtype
-  TensorView lengths;   ///< i32 [num_rows], each 0 .. num_tokens; or empty: all are num_tokens
+  TensorView query;         ///< [num_rows, num_q_heads, head_dim], f32, f16 or bf16, any strides
+  TensorView key;           ///< [num_rows, num_tokens, num_kv_heads, head_dim], f32, f16 or bf16
+  TensorView value;         ///< as key, same dtype
+  TensorView lengths;       ///< i32 [num_rows], each 0 .. num_tokens; or empty: all are num_tokens
   float softmax_scale = 0;  ///< 0: 1 / sqrt(head_dim)
 };
 

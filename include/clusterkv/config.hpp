@@ -54,11 +54,11 @@ enum class Retention : std::uint8_t {
 
 /// The attention of one model, as held by this process. No defaults: the engine knows them.
 struct ModelShape {
-  int num_layers = 0;    ///< layers held here; > 0
-  int num_q_heads = 0;   ///< query heads held here; a multiple of num_kv_heads
-  int num_kv_heads = 0;  ///< KV heads held here; > 0
-  int head_dim = 0;      ///< 64, 80, 96, 128 or 256
-  int value_dim = 0;     ///< 0: head_dim; other values are not supported yet
+  int num_layers = 0;             ///< layers held here; > 0
+  int num_q_heads = 0;            ///< query heads held here; a multiple of num_kv_heads
+  int num_kv_heads = 0;           ///< KV heads held here; > 0
+  int head_dim = 0;               ///< 64, 80, 96, 128 or 256
+  int value_dim = 0;              ///< 0: head_dim; other values are not supported yet
   DType kv_dtype = DType::kBF16;  ///< how rows are stored: kBF16, kF16 or kF32
   float softmax_scale = 0;        ///< 0: 1 / sqrt(head_dim)
   float logit_softcap = 0;        ///< must be 0: not supported yet

@@ -20,15 +20,15 @@ struct StepStats {
   std::int64_t pending_tokens = 0;
   std::int64_t selected_clusters = 0;
   std::int64_t scored_clusters = 0;
-  std::int64_t quad_hits = 0;       ///< quads (4 rows) found in the slot pool; Residency::kHost only
-  std::int64_t quad_misses = 0;     ///< quads copied into the slot pool
-  std::int64_t quads_in_place = 0;  ///< quads without a slot, read in the host store
-  std::int64_t copied_bytes = 0;    ///< from the host store to the slot pool
-  std::int64_t row_bytes = 0;       ///< K and V rows read by attention
-  std::int64_t index_bytes = 0;     ///< centroids, scales, spreads and sizes read by selection
-  std::int64_t value_mean_bytes = 0;   ///< value means read by the tail
-  std::int64_t estimates = 0;          ///< (query row, layer, query head) with a tail
-  double estimated_mass = 0;           ///< sum over them of the softmax mass given to the tail
+  std::int64_t quad_hits = 0;    ///< quads (4 rows) found in the slot pool; Residency::kHost only
+  std::int64_t quad_misses = 0;  ///< quads copied into the slot pool
+  std::int64_t quads_in_place = 0;    ///< quads without a slot, read in the host store
+  std::int64_t copied_bytes = 0;      ///< from the host store to the slot pool
+  std::int64_t row_bytes = 0;         ///< K and V rows read by attention
+  std::int64_t index_bytes = 0;       ///< centroids, scales, spreads and sizes read by selection
+  std::int64_t value_mean_bytes = 0;  ///< value means read by the tail
+  std::int64_t estimates = 0;         ///< (query row, layer, query head) with a tail
+  double estimated_mass = 0;          ///< sum over them of the softmax mass given to the tail
 
   [[nodiscard]] std::int64_t bytes_touched() const noexcept {
     return row_bytes + index_bytes + value_mean_bytes;

@@ -94,8 +94,8 @@ class DecodePlan {
   [[nodiscard]] int num_new_tokens() const noexcept;    ///< rows of append()'s tensors
   [[nodiscard]] int num_query_tokens() const noexcept;  ///< rows of attend()'s tensors
 
-  struct Impl;                      ///< private to the library
-  std::unique_ptr<Impl> impl;       ///< private to the library
+  struct Impl;                 ///< private to the library
+  std::unique_ptr<Impl> impl;  ///< private to the library
 };
 
 }  // namespace v0

@@ -22,7 +22,7 @@ namespace clusterkv::attend {
 struct PartialHead {
   float m;
   float l;
-  float rest;  ///< tail pieces: mass 2^(x - m) of clusters whose value mean is not read
+  float rest;         ///< tail pieces: mass 2^(x - m) of clusters whose value mean is not read
   std::int32_t kept;  ///< tail pieces: clusters whose value mean was read
 };
 
@@ -83,11 +83,11 @@ void attend_tail_cpu(const AttendParams& params, int row, int head, int piece);
 // ------------------------------------------------------------------------------------- merge
 struct MergeParams {
   AttendParams attend;
-  bool rows_part;     ///< merge the row pieces
-  bool tail_part;     ///< merge the tail pieces and the rest
-  TensorView out;     ///< [query rows, num_q_heads, head_dim]; last stride 1
-  TensorView lse;     ///< f32 [query rows, num_q_heads], or empty
-  float* tail_mass;   ///< [num_rows, num_q_heads], share of the softmax given to the tail; or null
+  bool rows_part;      ///< merge the row pieces
+  bool tail_part;      ///< merge the tail pieces and the rest
+  TensorView out;      ///< [query rows, num_q_heads, head_dim]; last stride 1
+  TensorView lse;      ///< f32 [query rows, num_q_heads], or empty
+  float* tail_mass;    ///< [num_rows, num_q_heads], share of the softmax given to the tail; or null
   std::int64_t* kept;  ///< [num_rows, selection_heads], value means read; or null
 };
 /// One plan row and query head.
@@ -96,8 +96,8 @@ void merge_partials_cpu(const MergeParams& params, int row, int q_head);
 // -------------------------------------------------------------------------- the caller's rows
 /// Attention over an engine's own tensors. Row r of the batch is cut into the same pieces.
 struct DecodeParams {
-  TensorView query;      ///< [num_rows, num_q_heads, head_dim], any strides
-  TensorView key;        ///< [num_rows, num_tokens, num_kv_heads, head_dim], last stride 1
+  TensorView query;  ///< [num_rows, num_q_heads, head_dim], any strides
+  TensorView key;    ///< [num_rows, num_tokens, num_kv_heads, head_dim], last stride 1
   TensorView value;
   TensorView lengths;    ///< i32 [num_rows], or empty
   TensorView token_ids;  ///< i32 [num_rows, heads, capacity], or empty: all tokens

@@ -11,7 +11,7 @@
 
 namespace clusterkv::attend {
 
-inline constexpr int kRowTile = 64;        ///< rows between two rescalings of a running softmax
+inline constexpr int kRowTile = 64;  ///< rows between two rescalings of a running softmax
 inline constexpr int kMaxRowPieces = 16;
 inline constexpr int kMaxTailPieces = 32;
 inline constexpr int kMaxPieces = kMaxRowPieces + kMaxTailPieces;

@@ -58,6 +58,8 @@ CLUSTERKV_HD inline void random_starts(std::uint64_t state, int num_tokens, int 
 
 /// Whether a cluster with `score` replaces the best so far. Clusters come in ascending order, so
 /// ties go to the lowest id; a NaN never wins.
-CLUSTERKV_HD inline bool is_better(float score, float best) { return score > best; }
+CLUSTERKV_HD inline bool is_better(float score, float best) {
+  return score > best;
+}
 
 }  // namespace clusterkv::cluster

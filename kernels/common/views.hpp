@@ -25,7 +25,7 @@ CLUSTERKV_HD inline std::uint32_t paged_row(const std::uint32_t* pages, std::int
 
 /// An immutable clustered run of tokens.
 struct SegmentView {
-  std::uint32_t record;    ///< where its profile and value sum lie
+  std::uint32_t record;      ///< where its profile and value sum lie
   std::int32_t first_block;  ///< of the sequence
   std::int32_t num_blocks;
   std::int32_t num_rows;
@@ -34,11 +34,11 @@ struct SegmentView {
 
 /// One sequence in one step: the same for all layers and heads.
 struct SequenceView {
-  const std::uint32_t* row_pages;     ///< [ceil(num_stored / kPageRows)], of the row store
-  const std::uint32_t* live_pages;    ///< of the live store: sinks from row 0, pending from
-  std::int64_t first_pending;         ///<   logical live row `first_pending`
-  const SegmentView* segments;        ///< [num_segments]
-  const std::uint32_t* blocks;        ///< [num_blocks] block of the index, by logical block
+  const std::uint32_t* row_pages;   ///< [ceil(num_stored / kPageRows)], of the row store
+  const std::uint32_t* live_pages;  ///< of the live store: sinks from row 0, pending from
+  std::int64_t first_pending;       ///<   logical live row `first_pending`
+  const SegmentView* segments;      ///< [num_segments]
+  const std::uint32_t* blocks;      ///< [num_blocks] block of the index, by logical block
   std::int32_t num_segments;
   std::int32_t num_blocks;
   std::int32_t num_sinks;
@@ -69,8 +69,8 @@ struct RowStore {
 struct IndexStore {
   IndexDType dtype = IndexDType::kInt8;
   int head_dim = 0;
-  std::int64_t num_blocks = 0;   ///< a plane's length in blocks
-  std::int64_t num_records = 0;  ///< a plane's length in segment records
+  std::int64_t num_blocks = 0;       ///< a plane's length in blocks
+  std::int64_t num_records = 0;      ///< a plane's length in segment records
   std::byte* centroids = nullptr;    ///< [kv_head, block, cluster, head_dim] in `dtype`
   std::byte* value_means = nullptr;  ///< as centroids
   float* centroid_scale = nullptr;   ///< [kv_head, block, cluster]; 1 unless int8
@@ -109,8 +109,7 @@ struct IndexStore {
     return used + kv_head * num_records + record;
   }
   /// Rows of a cluster of a sequence.
-  CLUSTERKV_HD std::int32_t cluster_size(const SequenceView& row, int kv_head,
-                                         int cluster) const {
+  CLUSTERKV_HD std::int32_t cluster_size(const SequenceView& row, int kv_head, int cluster) const {
     const std::uint32_t* first =
         block_offset(kv_head, row.blocks[cluster / kBlockClusters]) + cluster % kBlockClusters;
     return static_cast<std::int32_t>(first[1] - first[0]);
@@ -135,7 +134,7 @@ struct RowScores {
 /// Cluster id = kBlockClusters * logical block + cluster in block.
 struct SelectionLists {
   int selection_heads = 0;
-  int capacity = 0;              ///< clusters and rows a list can hold
+  int capacity = 0;                      ///< clusters and rows a list can hold
   std::int32_t* cluster_ids = nullptr;   ///< [row, selection_head, capacity], ascending, -1 padded
   std::int32_t* row_counts = nullptr;    ///< [row, selection_head, capacity], rows of each cluster
   std::int32_t* num_clusters = nullptr;  ///< [row, selection_head]

@@ -32,10 +32,10 @@ struct SegmentTarget {
 /// Moves rows to the row store in the order given, and notes which token each one is.
 struct StoreParams {
   RowStore live;
-  RowStore stored;                 ///< null base: only positions are written
-  std::uint32_t* positions;        ///< [kv_head, store row], token position of a stored row
-  std::int64_t positions_stride;   ///< rows from plane to plane
-  const std::int32_t* order;       ///< [num_tokens]; null: token order
+  RowStore stored;                ///< null base: only positions are written
+  std::uint32_t* positions;       ///< [kv_head, store row], token position of a stored row
+  std::int64_t positions_stride;  ///< rows from plane to plane
+  const std::int32_t* order;      ///< [num_tokens]; null: token order
 };
 void store_segment_cpu(const StoreParams& params, const SegmentSource& source,
                        const SegmentTarget& target);
@@ -55,7 +55,7 @@ struct BuildParams {
   float* variance;             ///< scratch [num_clusters, head_dim]
 };
 void build_index_cpu(const BuildParams& params, const SegmentSource& source,
-                    const SegmentTarget& target);
+                     const SegmentTarget& target);
 
 /// Adds the value sum of the segment before, so that a record holds that of all segments up to it.
 /// Apart from build_index, because segments are built in any order and added up in theirs.

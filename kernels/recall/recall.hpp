@@ -21,7 +21,7 @@ struct AppendParams {
   std::int64_t first_token;  ///< of the tensors
   int num_tokens;
   const std::uint32_t* pages;
-  std::int64_t first_row;    ///< logical live row of the first token
+  std::int64_t first_row;  ///< logical live row of the first token
   RowStore live;
 };
 /// One KV head.

@@ -34,7 +34,9 @@ CLUSTERKV_HD inline float spread_weight(float spread, float query_spread) {
 }
 
 /// t = z + log2(1 + w).
-CLUSTERKV_HD inline float score(float z, float w) { return z + log2_1p_fixed(w); }
+CLUSTERKV_HD inline float score(float z, float w) {
+  return z + log2_1p_fixed(w);
+}
 
 /// Sums over the clusters of a block: 16 partials by (cluster mod 16), then a tree.
 inline constexpr int kBlockPartials = 16;
@@ -65,14 +67,15 @@ inline constexpr int kPassBits[3] = {11, 11, 10};
 inline constexpr int kPassBins = 1 << 11;
 
 /// Rows taken of a cluster when `left` rows of the budget remain: trimmed to its first rows.
-CLUSTERKV_HD inline int trim(int size, int left) { return size < left ? size : left; }
+CLUSTERKV_HD inline int trim(int size, int left) {
+  return size < left ? size : left;
+}
 
 /// Whether a sequence attends to everything instead of choosing.
 CLUSTERKV_HD inline bool is_dense(std::int64_t length, std::int64_t num_stored, int budget_tokens,
                                   float dense_threshold) {
-  return num_stored == 0 ||
-         static_cast<double>(length) <=
-             static_cast<double>(dense_threshold) * static_cast<double>(budget_tokens);
+  return num_stored == 0 || static_cast<double>(length) <= static_cast<double>(dense_threshold) *
+                                                               static_cast<double>(budget_tokens);
 }
 
 }  // namespace clusterkv::select

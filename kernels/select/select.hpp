@@ -20,7 +20,7 @@ namespace clusterkv::select {
 struct ScoreParams {
   const SequenceView* rows;  ///< [num_rows]
   IndexStore index;
-  const float* query;  ///< [query row, q_head, head_dim]
+  const float* query;       ///< [query row, q_head, head_dim]
   const RowScores* scores;  ///< [num_rows], written
   int num_q_heads;
   int num_kv_heads;

@@ -22,8 +22,7 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
   runtime::parallel_items(executor, item_starts, num_rows * heads, [&](int list, int item) {
     const int row = list / heads;
     const int head = list % heads;
-    const int row_pieces =
-        params.rows_part ? num_row_pieces(num_attended_rows(p, row, head)) : 0;
+    const int row_pieces = params.rows_part ? num_row_pieces(num_attended_rows(p, row, head)) : 0;
     if (item < row_pieces) {
       attend_rows_cpu(p, row, head, item);
     } else {

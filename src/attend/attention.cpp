@@ -71,9 +71,9 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
       std::array{args.query.shape[0], args.query.shape[1], args.query.shape[2]};
   check_tensor(args.key, {"key", {rows, -1, -1, head_dim}, kFloatTypes, LastStride::kOne});
   const std::int64_t kv_heads = args.key.shape[2];
-  check_tensor(args.value,
-               {"value", {rows, args.key.shape[1], kv_heads, head_dim}, {args.key.dtype},
-                LastStride::kOne});
+  check_tensor(
+      args.value,
+      {"value", {rows, args.key.shape[1], kv_heads, head_dim}, {args.key.dtype}, LastStride::kOne});
   if (head_dim != 64 && head_dim != 80 && head_dim != 96 && head_dim != 128 && head_dim != 256) {
     fail<ShapeError>("query: head_dim {}, expected 64, 80, 96, 128 or 256", head_dim);
   }
@@ -90,22 +90,28 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
   check_lengths(args, rows);
   const float scale = args.softmax_scale > 0.0F ? args.softmax_scale
                                                 : 1.0F / std::sqrt(static_cast<float>(head_dim));
-  return {.query = args.query, .key = args.key, .value = args.value, .lengths = args.lengths,
-          .token_ids = {}, .counts = {}, .softmax_scale = scale, .out = out.out, .lse = out.lse};
+  return {.query = args.query,
+          .key = args.key,
+          .value = args.value,
+          .lengths = args.lengths,
+          .token_ids = {},
+          .counts = {},
+          .softmax_scale = scale,
+          .out = out.out,
+          .lse = out.lse};
 }
 
 void check_ids(const DecodeArgs& args, const TensorView& ids, const TensorView& counts) {
   for (std::int64_t row = 0; row < ids.shape[0]; ++row) {
     for (std::int64_t head = 0; head < ids.shape[1]; ++head) {
-      const std::int64_t count =
-          read_i32(counts, row * counts.stride[0] + head * counts.stride[1]);
+      const std::int64_t count = read_i32(counts, row * counts.stride[0] + head * counts.stride[1]);
       if (count < 0 || count > ids.shape[2]) {
         fail<ValueError>("counts: row {}, head {} has {}, expected 0 .. {}", row, head, count,
                          ids.shape[2]);
       }
       for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t id = read_i32(
-            ids, row * ids.stride[0] + head * ids.stride[1] + i * ids.stride[2]);
+        const std::int64_t id =
+            read_i32(ids, row * ids.stride[0] + head * ids.stride[1] + i * ids.stride[2]);
         if (id >= 0 && id < length_of(args, row)) continue;
         fail<ValueError>("token_ids: row {}, head {} has {}, expected 0 .. {}", row, head, id,
                          length_of(args, row) - 1);
@@ -116,8 +122,8 @@ void check_ids(const DecodeArgs& args, const TensorView& ids, const TensorView& 
 
 void decode(const attend::DecodeParams& params, const Stream& stream) {
   const int rows = static_cast<int>(params.query.shape[0]);
-  const int heads = static_cast<int>(params.token_ids.empty() ? params.key.shape[2]
-                                                              : params.token_ids.shape[1]);
+  const int heads =
+      static_cast<int>(params.token_ids.empty() ? params.key.shape[2] : params.token_ids.shape[1]);
   run_on(stream, rows * heads,
          [&](int task) { attend::decode_cpu(params, task / heads, task % heads); });
 }
@@ -168,9 +174,8 @@ void merge_states(std::span<const AttentionOut> parts, const AttentionOut& total
   const attend::StateParams params{outs.data(), lses.data(), static_cast<int>(parts.size()),
                                    total.out, total.lse};
   const int num_heads = static_cast<int>(heads);
-  run_on(stream, static_cast<int>(rows) * num_heads, [&](int task) {
-    attend::merge_states_cpu(params, task / num_heads, task % num_heads);
-  });
+  run_on(stream, static_cast<int>(rows) * num_heads,
+         [&](int task) { attend::merge_states_cpu(params, task / num_heads, task % num_heads); });
 }
 
 }  // namespace v0

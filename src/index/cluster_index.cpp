@@ -26,8 +26,7 @@ Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity&
   const std::size_t clusters = blocks * kBlockClusters;
   const std::size_t records = planes * static_cast<std::size_t>(capacity.records);
   const auto head_dim = static_cast<std::size_t>(m.head_dim);
-  const std::size_t row_bytes =
-      head_dim * IndexStore::element_bytes(config.cluster.index_dtype);
+  const std::size_t row_bytes = head_dim * IndexStore::element_bytes(config.cluster.index_dtype);
   Arrays a{};
   a.store.dtype = config.cluster.index_dtype;
   a.store.head_dim = m.head_dim;
@@ -42,9 +41,9 @@ Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity&
   a.store.profile = carver.take<float>(records * head_dim);
   a.store.value_sum = carver.take<float>(records * head_dim);
   a.store.used = carver.take<std::int32_t>(records);
-  a.positions = carver.take<std::uint32_t>(static_cast<std::size_t>(m.num_layers) * heads *
-                                           static_cast<std::size_t>(capacity.row_pages) *
-                                           kPageRows);
+  a.positions =
+      carver.take<std::uint32_t>(static_cast<std::size_t>(m.num_layers) * heads *
+                                 static_cast<std::size_t>(capacity.row_pages) * kPageRows);
   return a;
 }
 

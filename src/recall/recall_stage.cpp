@@ -20,8 +20,7 @@ std::size_t plane_bytes(const CacheConfig& config, const runtime::Capacity& capa
 }
 
 std::size_t directory_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
-  return num_planes(config) * static_cast<std::size_t>(num_quads(capacity)) *
-         sizeof(std::uint32_t);
+  return num_planes(config) * static_cast<std::size_t>(num_quads(capacity)) * sizeof(std::uint32_t);
 }
 
 }  // namespace
@@ -57,8 +56,8 @@ SlotView SlotPools::layer(int layer) const {
 
 void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
   const SlotView view = SlotPools::layer(layer);
-  const CopyParams copy{.stored = step.stored, .slots = view.slots,
-                        .head_stride = view.head_stride};
+  const CopyParams copy{
+      .stored = step.stored, .slots = view.slots, .head_stride = view.head_stride};
   const int served = step.lists.selection_heads / num_kv_heads_;
   const std::int64_t copies_stride = std::int64_t{step.num_rows} * served * step.lists.capacity;
   runtime::parallel_for(executor, num_kv_heads_, [&](int kv_head) {

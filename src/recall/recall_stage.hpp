@@ -21,7 +21,7 @@ struct RecallStep {
   int num_rows;
   std::uint32_t plan_number;
   RowStore stored;
-  QuadCopy* copies;  ///< scratch [kv_head, lists of a KV head * num_rows * capacity]
+  QuadCopy* copies;   ///< scratch [kv_head, lists of a KV head * num_rows * capacity]
   RecallPlan* plans;  ///< written [kv_head]
 };
 
@@ -50,9 +50,9 @@ class SlotPools {
 
   int num_kv_heads_;
   std::int64_t num_quads_;
-  std::size_t plane_bytes_;  ///< slots of one layer and KV head
-  runtime::Buffer directory_;  ///< u32 [layer, kv_head, quad]
-  runtime::Buffer slots_;      ///< [layer, kv_head, slot, kQuadRows rows]
+  std::size_t plane_bytes_;      ///< slots of one layer and KV head
+  runtime::Buffer directory_;    ///< u32 [layer, kv_head, quad]
+  runtime::Buffer slots_;        ///< [layer, kv_head, slot, kQuadRows rows]
   std::vector<SlotPool> pools_;  ///< [layer, kv_head]
 };
 

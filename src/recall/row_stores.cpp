@@ -15,8 +15,8 @@ std::size_t row_bytes(const ModelShape& model) {
 }
 
 std::size_t RowArena::bytes(const ModelShape& model, std::int64_t num_pages) {
-  return static_cast<std::size_t>(model.num_layers) *
-         static_cast<std::size_t>(model.num_kv_heads) * plane_bytes(model, num_pages);
+  return static_cast<std::size_t>(model.num_layers) * static_cast<std::size_t>(model.num_kv_heads) *
+         plane_bytes(model, num_pages);
 }
 
 RowArena::RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResource& memory,

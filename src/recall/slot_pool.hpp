@@ -12,8 +12,8 @@ namespace clusterkv::recall {
 
 /// The store rows that one plan row wants from one KV head: one list a selection head.
 struct RecallRequest {
-  const std::uint32_t* rows;    ///< [num_lists, capacity]
-  const std::int32_t* counts;   ///< [num_lists]
+  const std::uint32_t* rows;   ///< [num_lists, capacity]
+  const std::int32_t* counts;  ///< [num_lists]
   int num_lists;
   int capacity;
 };
@@ -39,8 +39,8 @@ class SlotPool {
   /// missing ones, in order. A slot used in this step is never taken from its quad.
   /// \param plan_number  of the running step; > 0, and never smaller than before
   /// \param retain_from  quads last used before this plan count as misses and are copied again
-  void resolve(const RecallRequest& request, std::uint32_t plan_number,
-               std::uint32_t retain_from, RecallPlan& plan);
+  void resolve(const RecallRequest& request, std::uint32_t plan_number, std::uint32_t retain_from,
+               RecallPlan& plan);
 
   /// The quads hold other rows from now on.
   void drop(std::uint32_t first_quad, std::uint32_t count) noexcept;

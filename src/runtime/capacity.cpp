@@ -10,7 +10,9 @@
 namespace clusterkv::runtime {
 namespace {
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
 
 /// Fewest tokens a segment can have.
 std::int64_t least_segment(const ClusterConfig& c) {
@@ -21,14 +23,12 @@ std::int64_t least_segment(const ClusterConfig& c) {
 std::int64_t max_blocks(const CacheConfig& config) {
   const ClusterConfig& c = config.cluster;
   const std::int64_t least = least_segment(c);
-  const std::int64_t clusters_least =
-      std::min(least, std::max(ceil_div(least, c.tokens_per_cluster),
-                               std::int64_t{c.min_window_clusters}));
+  const std::int64_t clusters_least = std::min(
+      least, std::max(ceil_div(least, c.tokens_per_cluster), std::int64_t{c.min_window_clusters}));
   // Blocks grow by one each kBlockClusters * tokens_per_cluster tokens; the dearest segment is the
   // shortest, or the shortest that needs one block more.
   const std::int64_t first = ceil_div(clusters_least, kBlockClusters);
-  const std::int64_t longer =
-      std::max(least, first * kBlockClusters * c.tokens_per_cluster + 1);
+  const std::int64_t longer = std::max(least, first * kBlockClusters * c.tokens_per_cluster + 1);
   const std::int64_t by_shortest = first * (config.max_tokens / least);
   const std::int64_t by_longer = (first + 1) * (config.max_tokens / longer);
   return std::max(by_shortest, by_longer) + first + 1;  // + 1: the divisions round down

@@ -49,21 +49,19 @@ template <class Check>
 bool check_model(const ModelShape& m, const Check& check) {
   const bool known_dim = m.head_dim == 64 || m.head_dim == 80 || m.head_dim == 96 ||
                          m.head_dim == 128 || m.head_dim == 256;
-  const bool layers_match =
-      m.layers.empty() || static_cast<int>(m.layers.size()) == m.num_layers;
-  return check(m.num_layers > 0 && m.num_layers <= 4096,
-               "model.num_layers: expected 1 .. 4096", m.num_layers) &&
+  const bool layers_match = m.layers.empty() || static_cast<int>(m.layers.size()) == m.num_layers;
+  return check(m.num_layers > 0 && m.num_layers <= 4096, "model.num_layers: expected 1 .. 4096",
+               m.num_layers) &&
          check(m.num_kv_heads > 0 && m.num_kv_heads <= 4096,
                "model.num_kv_heads: expected 1 .. 4096", m.num_kv_heads) &&
-         check(m.num_q_heads > 0 && m.num_q_heads <= 4096,
-               "model.num_q_heads: expected 1 .. 4096", m.num_q_heads) &&
+         check(m.num_q_heads > 0 && m.num_q_heads <= 4096, "model.num_q_heads: expected 1 .. 4096",
+               m.num_q_heads) &&
          check(m.num_q_heads % m.num_kv_heads == 0,
                "model.num_q_heads: expected a multiple of num_kv_heads", m.num_q_heads) &&
          check(known_dim, "model.head_dim: expected 64, 80, 96, 128 or 256", m.head_dim) &&
          check(m.value_dim == 0 || m.value_dim == m.head_dim,
                "model.value_dim: expected 0 or head_dim", m.value_dim) &&
-         check(m.kv_dtype == DType::kF32 || m.kv_dtype == DType::kF16 ||
-                   m.kv_dtype == DType::kBF16,
+         check(m.kv_dtype == DType::kF32 || m.kv_dtype == DType::kF16 || m.kv_dtype == DType::kBF16,
                "model.kv_dtype: expected kF32, kF16 or kBF16", static_cast<int>(m.kv_dtype)) &&
          check(std::isfinite(m.softmax_scale) && m.softmax_scale >= 0.0F,
                "model.softmax_scale: expected finite and >= 0", m.softmax_scale) &&
@@ -79,14 +77,14 @@ template <class Check>
 bool check_cluster(const ClusterConfig& c, const Check& check) {
   constexpr int kMost = 1 << 24;
   const auto between = [](int value, int low) { return value >= low && value <= kMost; };
-  return check(between(c.tokens_per_cluster, 1),
-               "cluster.tokens_per_cluster: expected 1 .. 2^24", c.tokens_per_cluster) &&
+  return check(between(c.tokens_per_cluster, 1), "cluster.tokens_per_cluster: expected 1 .. 2^24",
+               c.tokens_per_cluster) &&
          check(between(c.segment_tokens, 0), "cluster.segment_tokens: expected 0 .. 2^24",
                c.segment_tokens) &&
          check(between(c.window_tokens, 1), "cluster.window_tokens: expected 1 .. 2^24",
                c.window_tokens) &&
-         check(between(c.min_window_clusters, 1),
-               "cluster.min_window_clusters: expected 1 .. 2^24", c.min_window_clusters) &&
+         check(between(c.min_window_clusters, 1), "cluster.min_window_clusters: expected 1 .. 2^24",
+               c.min_window_clusters) &&
          check(c.kmeans_iterations > 0 && c.kmeans_iterations <= 10000,
                "cluster.kmeans_iterations: expected 1 .. 10000", c.kmeans_iterations) &&
          check(between(c.sink_tokens, 0), "cluster.sink_tokens: expected 0 .. 2^24",
@@ -106,8 +104,8 @@ bool check_select(const SelectConfig& s, const Check& check) {
          check(s.grouping <= HeadGrouping::kPerQueryHead,
                "select.grouping: expected kShared or kPerQueryHead",
                static_cast<int>(s.grouping)) &&
-         check(s.tail <= Tail::kSecondMoment,
-               "select.tail: expected kNone, kMean or kSecondMoment", static_cast<int>(s.tail)) &&
+         check(s.tail <= Tail::kSecondMoment, "select.tail: expected kNone, kMean or kSecondMoment",
+               static_cast<int>(s.tail)) &&
          check(s.tail_share >= 0.0F && s.tail_share <= 1.0F, "select.tail_share: expected 0 .. 1",
                s.tail_share) &&
          check(s.dense_layers >= 0, "select.dense_layers: expected >= 0", s.dense_layers) &&
@@ -118,13 +116,12 @@ bool check_select(const SelectConfig& s, const Check& check) {
 template <class Check>
 bool check_store(const CacheConfig& config, const Check& check) {
   const StoreConfig& s = config.store;
-  return check(s.residency <= Residency::kHost,
-               "store.residency: expected kAuto, kDevice or kHost",
+  return check(s.residency <= Residency::kHost, "store.residency: expected kAuto, kDevice or kHost",
                static_cast<int>(s.residency)) &&
          check(s.retention <= Retention::kRetainSteps,
                "store.retention: expected kLru or kRetainSteps", static_cast<int>(s.retention)) &&
-         check(s.retain_steps >= 1 && s.retain_steps <= 64,
-               "store.retain_steps: expected 1 .. 64", s.retain_steps) &&
+         check(s.retain_steps >= 1 && s.retain_steps <= 64, "store.retain_steps: expected 1 .. 64",
+               s.retain_steps) &&
          check(config.max_sequences > 0 && config.max_sequences <= 1 << 20,
                "max_sequences: expected 1 .. 2^20", config.max_sequences) &&
          check(config.max_tokens > 0 && config.max_tokens <= std::int64_t{1} << 31,

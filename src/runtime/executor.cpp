@@ -113,7 +113,9 @@ LentThreads::LentThreads(int num_threads) {
 
 LentThreads::~LentThreads() = default;
 
-int LentThreads::concurrency() const noexcept { return impl_->num_threads; }
+int LentThreads::concurrency() const noexcept {
+  return impl_->num_threads;
+}
 
 void LentThreads::run(int num_tasks, Task task, void* arg) {
   lead(impl_->board, num_tasks, task, arg, nullptr);

@@ -14,7 +14,8 @@ namespace clusterkv::runtime {
 class PagePool {
  public:
   explicit PagePool(std::int64_t num_pages)
-      : num_pages_(num_pages), num_free_(num_pages),
+      : num_pages_(num_pages),
+        num_free_(num_pages),
         free_(static_cast<std::size_t>((num_pages + 63) / 64), ~std::uint64_t{0}) {}
 
   [[nodiscard]] std::int64_t num_pages() const { return num_pages_; }
@@ -39,8 +40,8 @@ class PagePool {
  private:
   std::int64_t num_pages_;
   std::int64_t num_free_;
-  std::size_t first_word_ = 0;        ///< no word before it has a free page
-  std::vector<std::uint64_t> free_;   ///< one bit a page; bits past num_pages_ are never reached
+  std::size_t first_word_ = 0;       ///< no word before it has a free page
+  std::vector<std::uint64_t> free_;  ///< one bit a page; bits past num_pages_ are never reached
 };
 
 }  // namespace clusterkv::runtime

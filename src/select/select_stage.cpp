@@ -14,8 +14,7 @@ constexpr int kTaskBlocks = 16;
 
 }  // namespace
 
-void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts,
-           Executor& executor) {
+void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, Executor& executor) {
   const int num_lists = num_rows * params.num_kv_heads;
   item_starts[0] = 0;
   for (int list = 0; list < num_lists; ++list) {

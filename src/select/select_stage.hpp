@@ -9,11 +9,12 @@
 namespace clusterkv::select {
 
 /// Whether this stage scores a row: it attends, and has a choice.
-inline bool is_scored(const SequenceView& row) { return row.query_row >= 0 && !row.everything; }
+inline bool is_scored(const SequenceView& row) {
+  return row.query_row >= 0 && !row.everything;
+}
 
 /// Scores of all rows. `item_starts` is scratch [num_rows * num_kv_heads + 1].
-void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts,
-           Executor& executor);
+void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, Executor& executor);
 
 /// Choice of all rows. `keys` is scratch [clusters of all rows, selection_heads].
 void choose(const SelectParams& params, int num_rows, std::uint32_t* keys, Executor& executor);

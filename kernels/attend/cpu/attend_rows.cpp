@@ -91,9 +91,8 @@ void attend_rows_cpu(const AttendParams& p, int row, int head, int piece) {
   dispatch_row_dtype(p.live.dtype, [&](auto dtype) {
     dispatch_head_dim(p.live.head_dim, [&](auto head_dim) {
       for (int first = 0; first < served; first += kMaxPassHeads) {
-        attend_pass<dtype.value, head_dim.value>(p, row, head * served + first,
-                                                 std::min(kMaxPassHeads, served - first), finder,
-                                                 piece);
+        attend_pass<dtype.value, head_dim.value>(
+            p, row, head * served + first, std::min(kMaxPassHeads, served - first), finder, piece);
       }
     });
   });

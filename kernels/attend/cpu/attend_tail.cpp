@@ -97,8 +97,7 @@ class TailPiece {
     }
     alignas(64) float value[kHeadDim];
     if (kept) {
-      const std::int64_t entry =
-          p_.index.plane_block(kv_head_, physical) * kBlockClusters + c;
+      const std::int64_t entry = p_.index.plane_block(kv_head_, physical) * kBlockClusters + c;
       const std::byte* from = p_.index.block_value_means(kv_head_, physical) +
                               std::size_t(c) * kHeadDim * IndexStore::element_bytes(kIndex);
       load_value_mean<kIndex, kHeadDim>(from, p_.index.value_scale[entry], value);

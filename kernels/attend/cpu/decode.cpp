@@ -75,7 +75,8 @@ template <DType kDType, int kHeadDim>
 void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
                  const TokenFinder& finder) {
   alignas(64) float query[kMaxPassHeads * kHeadDim];
-  for (int g = 0; g < heads; ++g) load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
+  for (int g = 0; g < heads; ++g)
+    load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
   Total total[kMaxPassHeads];
   const std::int64_t step = rows_per_piece(finder.count());
   for (std::int64_t piece = 0; piece < finder.count(); piece += step) {

@@ -13,8 +13,8 @@
 namespace clusterkv::attend {
 
 /// out[row, q_head] = o / l, lse[row, q_head] = ln of the denominator. Nothing attended: 0 and -inf.
-inline void write_output(const TensorView& out, const TensorView& lse, std::int64_t row,
-                         int q_head, float m, float l, const float* o) {
+inline void write_output(const TensorView& out, const TensorView& lse, std::int64_t row, int q_head,
+                         float m, float l, const float* o) {
   const int head_dim = static_cast<int>(out.shape[2]);
   float result[kMaxHeadDim] = {};
   if (l > 0.0F) {

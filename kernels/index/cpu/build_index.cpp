@@ -52,8 +52,7 @@ class Builder {
 
  private:
   void load(int i, float* key, float* value) const {
-    const std::uint32_t row =
-        paged_row(source_.live_pages, source_.first_live_row + p_.order[i]);
+    const std::uint32_t row = paged_row(source_.live_pages, source_.first_live_row + p_.order[i]);
     const std::byte* from = p_.live.row(source_.kv_head, row);
     load_elements<kDType>(from, kHeadDim, key);
     if (value == nullptr) return;

@@ -20,7 +20,7 @@ namespace {
 template <IndexDType kIndex, int kHeadDim>
 struct Queries {
   int count = 0;
-  float factor[kMaxPassHeads];         ///< turns a dot product into z, without the centroid's scale
+  float factor[kMaxPassHeads];  ///< turns a dot product into z, without the centroid's scale
   const float* exact[kMaxPassHeads];
   alignas(64) std::int16_t q16[kMaxPassHeads][kHeadDim];
 

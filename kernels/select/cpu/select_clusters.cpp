@@ -90,8 +90,7 @@ class Chooser {
     float sum = 0.0F;
     totals_[first_member_] =
         combine_blocks_cpu(row_, scores_, kv_head_, group_, first_member_, &sum);
-    const float* z =
-        scores_.z + std::int64_t{kv_head_} * num_clusters() * group_ + first_member_;
+    const float* z = scores_.z + std::int64_t{kv_head_} * num_clusters() * group_ + first_member_;
     for (int c = 0; c < num_clusters(); ++c) scratch_.keys[c] = score_key(z[c * group_]);
   }
 
@@ -160,8 +159,7 @@ class Chooser {
 
 HeadTotals combine_blocks_cpu(const SequenceView& row, const RowScores& scores, int kv_head,
                               int group, int member, float* softmax_sum) {
-  const BlockSums* sums =
-      scores.blocks + std::int64_t{kv_head} * row.num_blocks * group + member;
+  const BlockSums* sums = scores.blocks + std::int64_t{kv_head} * row.num_blocks * group + member;
   float max = kMinusInfinity;
   for (int b = 0; b < row.num_blocks; ++b) {
     const float block_max = sums[std::int64_t{b} * group].max;
@@ -192,8 +190,7 @@ void expand_rows_cpu(const SequenceView& row, const IndexStore& index, int kv_he
   const int chosen = lists.num_clusters[lists.list(list_row, head)];
   for (int i = 0; i < chosen; ++i) {
     const std::uint32_t physical = row.blocks[ids[i] / kBlockClusters];
-    const std::uint32_t first =
-        index.block_offset(kv_head, physical)[ids[i] % kBlockClusters];
+    const std::uint32_t first = index.block_offset(kv_head, physical)[ids[i] % kBlockClusters];
     for (int r = 0; r < counts[i]; ++r) *out++ = paged_row(row.row_pages, first + r);
   }
 }

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds and runs the consumer against an installed library, or with the library in its own build.
+set(work ${WORK}/${WAY})
+file(REMOVE_RECURSE ${work})
+set(arguments -S ${SOURCE}/tests/consumer/project -B ${work}/build -G Ninja
+    -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=Release)
+if(WAY STREQUAL find_package)
+  execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/prefix
+                  COMMAND_ERROR_IS_FATAL ANY OUTPUT_QUIET)
+  list(APPEND arguments -DCMAKE_PREFIX_PATH=${work}/prefix)
+else()
+  list(APPEND arguments -DCLUSTERKV_SOURCE=${SOURCE})
+endif()
+execute_process(COMMAND ${CMAKE_COMMAND} ${arguments} COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${CMAKE_COMMAND} --build ${work}/build COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${work}/build/consumer COMMAND_ERROR_IS_FATAL ANY)

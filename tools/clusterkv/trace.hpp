@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "clusterkv/types.hpp"
+#include "tools/clusterkv/safetensors.hpp"
+
+namespace clusterkv::tool {
+
+/// Recorded attention inputs of one layer, RoPE applied.
+struct TraceLayer {
+  int id;
+  TensorView key;    ///< [token, kv_head, head_dim]
+  TensorView value;  ///< as key
+  TensorView query;  ///< [token - query_start, q_head, head_dim]; may attend up to its own token
+};
+
+struct Trace {
+  SafeTensors file;
+  float softmax_scale;
+  int query_start;
+  int num_tokens;
+  int num_queries;
+  int num_q_heads;
+  int num_kv_heads;
+  int head_dim;
+  std::vector<TraceLayer> layers;
+};
+
+/// A trace from a parsed file.
+/// \throws FormatError  if tensors or metadata are missing, or do not fit together
+Trace make_trace(SafeTensors file);
+Trace read_trace(const std::string& path);
+
+/// Rows [first, last) of the first axis.
+TensorView slice(const TensorView& tensor, std::int64_t first, std::int64_t last);
+
+/// All elements as floats; `to` has the right size.
+void widen(const TensorView& contiguous, std::vector<float>& to);
+
+}  // namespace clusterkv::tool
