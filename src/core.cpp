@@ -355,10 +355,21 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key, cons
   }
   for (const PlanRow& row : plan.impl->rows) {
     if (row.sequence == nullptr) continue;
+    drop_shared_quads(*row.sequence, layer);
     row.sequence->mark_appended(layer);
     count_sealing(*row.sequence, layer);
   }
   values_ = value.empty() ? Values::kMissing : Values::kGiven;
+}
+
+void Core::drop_shared_quads(const Sequence& sequence, int layer) {
+  for (const Sequence::Sealing& sealing : sequence.sealing()) {
+    const std::int64_t first = sequence.segment(sealing.segment).first_row;
+    // A segment may begin inside the last quad of the one before, which may lie in a slot already.
+    if (first % kQuadRows != 0) {
+      slots_.drop_quad(layer, paged_row(sequence.row_pages().data(), first));
+    }
+  }
 }
 
 void Core::count_sealing(const Sequence& sequence, int layer) {

@@ -71,6 +71,7 @@ class Core {
   void begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows);
   void check_append(int layer, const DecodePlan& plan, const TensorView& key,
                     const TensorView& value);
+  void drop_shared_quads(const Sequence& sequence, int layer);
   void count_sealing(const Sequence& sequence, int layer);
   [[nodiscard]] Sequence* find_or_null(SequenceId id) const;
 
