@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/runtime/page_pool.hpp"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+namespace clusterkv::runtime {
+namespace {
+
+TEST(PagePool, TakesTheLowestFreePage) {
+  PagePool pool(200);
+  for (std::uint32_t page = 0; page < 200; ++page) ASSERT_EQ(pool.take(), page);
+  EXPECT_EQ(pool.num_free(), 0);
+  for (const std::uint32_t page : {150U, 3U, 64U}) pool.give_back(page);
+  EXPECT_EQ(pool.take(), 3U);
+  EXPECT_EQ(pool.take(), 64U);
+  EXPECT_EQ(pool.take(), 150U);
+}
+
+TEST(PagePool, NeverGivesAPageTwice) {
+  PagePool pool(130);
+  std::set<std::uint32_t> held;
+  for (int round = 0; round < 1000; ++round) {
+    if (pool.num_free() > 0 && round % 3 != 2) {
+      ASSERT_TRUE(held.insert(pool.take()).second);
+    } else {
+      pool.give_back(*held.begin());
+      held.erase(held.begin());
+    }
+    ASSERT_EQ(pool.num_free() + static_cast<std::int64_t>(held.size()), 130);
+  }
+}
+
+}  // namespace
+}  // namespace clusterkv::runtime
