@@ -7,6 +7,7 @@ function(clusterkv_compile_options target)
   set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
   target_compile_options(${target} PRIVATE
     -ffp-contract=off -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+    -Wno-missing-field-initializers  # designated initialisers leave out what has a default
     $<$<BOOL:${CLUSTERKV_WERROR}>:-Werror>)
   if(CLUSTERKV_SANITIZE)
     target_compile_options(${target} PRIVATE

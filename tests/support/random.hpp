@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
@@ -31,5 +32,13 @@ class Random {
   std::mt19937_64 engine_;
   std::normal_distribution<float> normal_;
 };
+
+/// Rows as real keys are: round `num_clusters` directions, some channels with a mean of `outlier`
+/// and the others around 0. Well separated: noise is a tenth of the distance of two directions.
+std::vector<std::vector<double>> clustered_rows(Random& random, int num_rows, int dim,
+                                                int num_clusters, double outlier = 12.0);
+
+/// A permutation of 0 .. count - 1.
+std::vector<int> permutation(Random& random, int count);
 
 }  // namespace clusterkv::testing

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/reference/cluster.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace clusterkv::reference {
+
+Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroids,
+                  const Vec& bias) {
+  Assignment result;
+  for (const Vec& key : keys) {
+    Vec scores;
+    for (std::size_t c = 0; c < centroids.size(); ++c) {
+      scores.push_back(dot(key, centroids[c]) - bias[c]);
+    }
+    const auto best = std::max_element(scores.begin(), scores.end());
+    result.labels.push_back(static_cast<int>(best - scores.begin()));
+    double second = -std::numeric_limits<double>::infinity();
+    double largest = 1e-30;
+    for (auto it = scores.begin(); it != scores.end(); ++it) {
+      if (it != best) second = std::max(second, *it);
+      largest = std::max(largest, std::abs(*it));
+    }
+    result.smallest_gap = std::min(result.smallest_gap, (*best - second) / largest);
+  }
+  return result;
+}
+
+Packed pack(const std::vector<Vec>& centroids, Metric metric) {
+  Packed packed;
+  for (Vec centroid : centroids) {
+    const double square = dot(centroid, centroid);
+    if (metric == Metric::kCosine) {
+      for (double& x : centroid) x /= std::max(std::sqrt(square), 1e-12);
+    }
+    packed.centroids.push_back(centroid);
+    packed.bias.push_back(metric == Metric::kL2 ? square / 2 : 0.0);
+  }
+  return packed;
+}
+
+std::vector<Vec> update(const std::vector<Vec>& keys, const std::vector<int>& labels,
+                        std::vector<Vec> centroids) {
+  for (std::size_t c = 0; c < centroids.size(); ++c) {
+    Vec sum(centroids[c].size());
+    int count = 0;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (labels[i] != static_cast<int>(c)) continue;
+      ++count;
+      for (std::size_t d = 0; d < sum.size(); ++d) sum[d] += keys[i][d];
+    }
+    if (count == 0) continue;
+    for (std::size_t d = 0; d < sum.size(); ++d) centroids[c][d] = sum[d] / count;
+  }
+  return centroids;
+}
+
+std::vector<int> order_of(const std::vector<int>& labels) {
+  std::vector<int> order(labels.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return labels[static_cast<std::size_t>(a)] < labels[static_cast<std::size_t>(b)];
+  });
+  return order;
+}
+
+Assignment kmeans(const std::vector<Vec>& keys, const std::vector<int>& starts, Metric metric,
+                  int iterations) {
+  std::vector<Vec> centroids;
+  for (const int token : starts) centroids.push_back(keys[static_cast<std::size_t>(token)]);
+  Assignment result;
+  for (int i = 0; i < iterations; ++i) {
+    const Packed packed = pack(centroids, metric);
+    const Assignment step = assign(keys, packed.centroids, packed.bias);
+    result.labels = step.labels;
+    result.smallest_gap = std::min(result.smallest_gap, step.smallest_gap);
+    centroids = update(keys, result.labels, centroids);
+  }
+  return result;
+}
+
+}  // namespace clusterkv::reference

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 1 in fp64. Shares with the library only the seeded draw and the number of clusters.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "clusterkv/config.hpp"
+#include "tests/reference/numeric.hpp"
+
+namespace clusterkv::reference {
+
+struct Assignment {
+  std::vector<int> labels;
+  /// Smallest gap between the best and the second best score of any key, relative to the largest
+  /// magnitude of its scores. Below about 1e-5 fp32 may decide otherwise.
+  double smallest_gap = 1;
+};
+
+/// labels[i] = argmax_c keys[i].centroids[c] - bias[c], ties to the lowest id.
+Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroids, const Vec& bias);
+
+/// Centroids as the metric compares them, and their bias.
+struct Packed {
+  std::vector<Vec> centroids;
+  Vec bias;
+};
+Packed pack(const std::vector<Vec>& centroids, Metric metric);
+
+/// Means of the keys of each label; a label without keys keeps its centroid.
+std::vector<Vec> update(const std::vector<Vec>& keys, const std::vector<int>& labels,
+                        std::vector<Vec> centroids);
+
+/// Tokens by (label, position).
+std::vector<int> order_of(const std::vector<int>& labels);
+
+/// K-means from the tokens `starts`.
+Assignment kmeans(const std::vector<Vec>& keys, const std::vector<int>& starts, Metric metric,
+                  int iterations);
+
+}  // namespace clusterkv::reference

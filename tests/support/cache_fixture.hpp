@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Caches fed with tokens that depend on nothing but their place, so that the same sequence can be
+// lived alone, in a batch, or cut into other chunks.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "tests/support/harness.hpp"
+
+namespace clusterkv::testing {
+
+/// Keys, values and queries of one sequence. Keys lie around a few topics, queries look for some.
+class TokenSource {
+ public:
+  TokenSource() = default;
+  TokenSource(const ModelShape& model, std::uint64_t seed);
+
+  /// [last - first, num_kv_heads, head_dim]
+  [[nodiscard]] std::vector<float> keys(int layer, std::int64_t first, std::int64_t last) const;
+  [[nodiscard]] std::vector<float> values(int layer, std::int64_t first, std::int64_t last) const;
+  /// [num_q_heads, head_dim]
+  [[nodiscard]] std::vector<float> query(int layer, std::int64_t position) const;
+
+ private:
+  [[nodiscard]] std::vector<float> rows(int layer, std::int64_t first, std::int64_t last,
+                                        std::uint64_t kind) const;
+
+  int num_q_heads_ = 0;
+  int num_kv_heads_ = 0;
+  int head_dim_ = 0;
+  std::uint64_t seed_ = 0;
+};
+
+/// Whether two results are the same bits; unlike ==, it tells 0 from -0 and knows NaN.
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
+bool same_bits(const std::vector<Output>& a, const std::vector<Output>& b);
+
+/// |a - b| / |b|.
+double relative_difference(const std::vector<float>& a, const std::vector<float>& b);
+
+/// The query rows of one plan row, cut out of a batch's output.
+Output output_row(const Output& batch, int query_row, int num_q_heads);
+
+/// A cache or selector whose sequences each have a TokenSource.
+template <class Cache>
+class Driver : public Harness<Cache> {
+ public:
+  using Harness<Cache>::cache;
+  using Harness<Cache>::plan;
+  using Outputs = std::vector<Output>;  ///< [layer]
+
+  Driver(const CacheConfig& config, const PlanLimits& limits = {4, 1024, 0},
+         const Resources& resources = {})
+      : Harness<Cache>(config, limits, resources) {}
+
+  /// `seed` names the sequence's data.
+  SequenceId add(std::uint64_t seed) {
+    const SequenceId id = cache.add_sequence();
+    sources_[id] = TokenSource(cache.config().model, seed);
+    return id;
+  }
+
+  void begin(const std::vector<StepRow>& rows) {
+    Harness<Cache>::begin(rows);
+    rows_ = rows;
+  }
+
+  void append(int layer, Stream stream = {}) {
+    std::vector<float> key, value;
+    for (const StepRow& row : rows_) {
+      const std::vector<float> padding(row_size() * static_cast<std::size_t>(row.num_new_tokens));
+      const std::int64_t last = row.id == kNoSequence ? 0 : cache.length(row.id);
+      const std::int64_t first = last - row.num_new_tokens;
+      const bool pad = row.id == kNoSequence;
+      extend(key, pad ? padding : sources_[row.id].keys(layer, first, last));
+      extend(value, pad ? padding : sources_[row.id].values(layer, first, last));
+    }
+    Harness<Cache>::append(layer, key, value, stream);
+  }
+
+  /// [query rows, num_q_heads, head_dim]
+  std::vector<float> queries(int layer) {
+    const ModelShape& m = cache.config().model;
+    std::vector<float> all;
+    for (const StepRow& row : rows_) {
+      if (row.num_query_tokens == 0) continue;
+      const auto size = static_cast<std::size_t>(m.num_q_heads * m.head_dim);
+      extend(all, row.id == kNoSequence ? std::vector<float>(size)
+                                        : sources_[row.id].query(layer, cache.length(row.id) - 1));
+    }
+    return all;
+  }
+
+  void append_all(Stream stream = {}) {
+    for (int layer = 0; layer < cache.config().model.num_layers; ++layer) append(layer, stream);
+  }
+
+  /// One step of all layers.
+  Outputs step(const std::vector<StepRow>& rows, Stream stream = {}) {
+    begin(rows);
+    Outputs outputs;
+    for (int layer = 0; layer < cache.config().model.num_layers; ++layer) {
+      append(layer, stream);
+      outputs.push_back(Harness<Cache>::attend(layer, queries(layer), stream));
+    }
+    return outputs;
+  }
+
+  /// A prompt in chunks, without queries; the last one ends the prompt.
+  void prefill(SequenceId id, int num_tokens, int chunk = 1024, Stream stream = {}) {
+    for (int done = 0; done < num_tokens; done += chunk) {
+      const int size = std::min(chunk, num_tokens - done);
+      const bool last = done + size == num_tokens;
+      begin({{id, size, 0, last ? Phase::kPrefillLast : Phase::kPrefill}});
+      append_all(stream);
+    }
+  }
+
+  Outputs decode(SequenceId id, Stream stream = {}) { return step({{.id = id}}, stream); }
+
+  Selection select(int layer) {
+    const std::vector<float> query = queries(layer);
+    return cache.select(layer, plan, this->query_view(query));
+  }
+
+ private:
+  static void extend(std::vector<float>& all, const std::vector<float>& more) {
+    all.insert(all.end(), more.begin(), more.end());
+  }
+  std::size_t row_size() const {
+    const ModelShape& m = cache.config().model;
+    return static_cast<std::size_t>(m.num_kv_heads * m.head_dim);
+  }
+
+  std::map<SequenceId, TokenSource> sources_;
+  std::vector<StepRow> rows_;
+};
+
+}  // namespace clusterkv::testing

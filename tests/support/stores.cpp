@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/support/stores.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "tests/reference/index.hpp"
+
+namespace clusterkv::testing {
+namespace {
+
+constexpr std::byte kCanary{0xFF};
+constexpr std::size_t kRowPadding = 32;
+constexpr std::size_t kPlanePadding = 64;
+
+reference::SmallFloat format_of(DType dtype) {
+  return dtype == DType::kF16 ? reference::kF16Format : reference::kBF16Format;
+}
+
+Vec read_elements(DType dtype, const std::byte* from, int count) {
+  Vec x;
+  for (int i = 0; i < count; ++i) {
+    if (dtype == DType::kF32) {
+      float value;
+      std::memcpy(&value, from + i * 4, 4);
+      x.push_back(double{value});
+    } else {
+      std::uint16_t bits;
+      std::memcpy(&bits, from + i * 2, 2);
+      x.push_back(reference::decode(format_of(dtype), bits));
+    }
+  }
+  return x;
+}
+
+void write_elements(DType dtype, const Vec& x, std::byte* to) {
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (dtype == DType::kF32) {
+      const auto value = static_cast<float>(x[i]);
+      std::memcpy(to + i * 4, &value, 4);
+    } else {
+      const std::uint16_t bits = reference::encode(format_of(dtype), x[i]);
+      std::memcpy(to + i * 2, &bits, 2);
+    }
+  }
+}
+
+std::vector<std::uint32_t> random_pages(int used, int all, Random& random) {
+  std::vector<std::uint32_t> pages;
+  for (const int page : permutation(random, all)) pages.push_back(static_cast<std::uint32_t>(page));
+  pages.resize(static_cast<std::size_t>(used));
+  return pages;
+}
+
+Vec gaussian(Random& random, int count, double scale) {
+  Vec x;
+  for (int i = 0; i < count; ++i) x.push_back(scale * double{random.normal()});
+  return x;
+}
+
+}  // namespace
+
+std::string name_of(Backend backend) {
+  return backend == Backend::kCpu ? "cpu" : "cuda";
+}
+
+std::string name_of(DType dtype) {
+  return dtype == DType::kF32 ? "f32" : dtype == DType::kF16 ? "f16" : "bf16";
+}
+
+std::string name_of(IndexDType dtype) {
+  return dtype == IndexDType::kF32 ? "if32" : dtype == IndexDType::kBF16 ? "ibf16" : "iint8";
+}
+
+std::string name_of(const OpCase& c) {
+  return name_of(c.backend) + "_" + name_of(c.dtype) + "_d" + std::to_string(c.head_dim);
+}
+
+std::vector<OpCase> op_cases() {
+  std::vector<OpCase> cases;
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const int head_dim : {64, 80, 96, 128, 256}) {
+      cases.push_back({Backend::kCpu, dtype, head_dim});
+    }
+  }
+  return cases;
+}
+
+GuardedBytes::GuardedBytes(std::size_t bytes) : bytes_(bytes + 2 * kGuard, kCanary) {}
+
+bool GuardedBytes::guards_intact() const {
+  const auto is_canary = [](std::byte b) { return b == kCanary; };
+  return std::all_of(bytes_.begin(), bytes_.begin() + kGuard, is_canary) &&
+         std::all_of(bytes_.end() - kGuard, bytes_.end(), is_canary);
+}
+
+// ------------------------------------------------------------------------------------- rows
+
+std::size_t padded_row_bytes(DType dtype, int head_dim) {
+  return 2 * static_cast<std::size_t>(head_dim) * size_of(dtype) + kRowPadding;
+}
+
+TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows,
+                   Random& random)
+    : dtype_(dtype), head_dim_(head_dim), num_kv_heads_(num_kv_heads) {
+  const int used = static_cast<int>((num_rows + kPageRows - 1) / kPageRows);
+  num_pages_ = used + 1;
+  pages_ = random_pages(used, num_pages_, random);
+  memory_ = GuardedBytes(static_cast<std::size_t>(num_kv_heads) * view().head_stride);
+}
+
+RowStore TestRows::view() {
+  RowStore store;
+  store.base = memory_.data();
+  store.row_bytes = padded_row_bytes(dtype_, head_dim_);
+  store.head_stride =
+      static_cast<std::size_t>(num_pages_) * kPageRows * store.row_bytes + kPlanePadding;
+  store.dtype = dtype_;
+  store.head_dim = head_dim_;
+  return store;
+}
+
+std::uint32_t TestRows::row_of(std::int64_t row) const {
+  return pages_.at(static_cast<std::size_t>(row / kPageRows)) * kPageRows +
+         static_cast<std::uint32_t>(row % kPageRows);
+}
+
+std::byte* TestRows::bytes(int kv_head, std::int64_t row) {
+  return view().row(kv_head, row_of(row));
+}
+
+void TestRows::set(int kv_head, std::int64_t row, const Vec& key, const Vec& value) {
+  std::byte* to = bytes(kv_head, row);
+  write_elements(dtype_, key, to);
+  write_elements(dtype_, value, to + static_cast<std::size_t>(head_dim_) * size_of(dtype_));
+}
+
+void TestRows::fill(Random& random, std::int64_t first, std::int64_t count, double scale) {
+  for (int head = 0; head < num_kv_heads_; ++head) {
+    for (std::int64_t row = first; row < first + count; ++row) {
+      set(head, row, gaussian(random, head_dim_, scale), gaussian(random, head_dim_, 1.0));
+    }
+  }
+}
+
+void TestRows::poison(int kv_head, std::int64_t row) {
+  std::memset(bytes(kv_head, row), 0xFF, view().row_bytes);
+}
+
+Vec TestRows::key(int kv_head, std::int64_t row) {
+  return read_elements(dtype_, bytes(kv_head, row), head_dim_);
+}
+
+Vec TestRows::value(int kv_head, std::int64_t row) {
+  const std::size_t offset = static_cast<std::size_t>(head_dim_) * size_of(dtype_);
+  return read_elements(dtype_, bytes(kv_head, row) + offset, head_dim_);
+}
+
+std::vector<Vec> TestRows::keys(int kv_head, std::int64_t first, int count) {
+  std::vector<Vec> result;
+  for (int i = 0; i < count; ++i) result.push_back(key(kv_head, first + i));
+  return result;
+}
+
+std::vector<Vec> TestRows::values(int kv_head, std::int64_t first, int count) {
+  std::vector<Vec> result;
+  for (int i = 0; i < count; ++i) result.push_back(value(kv_head, first + i));
+  return result;
+}
+
+bool TestRows::same_but(const GuardedBytes& before,
+                        const std::set<std::pair<int, std::int64_t>>& written) {
+  GuardedBytes expected = before;
+  const std::size_t payload = 2 * static_cast<std::size_t>(head_dim_) * size_of(dtype_);
+  for (const auto& [kv_head, row] : written) {
+    const std::byte* now = bytes(kv_head, row);
+    std::memcpy(expected.data() + (now - memory_.data()), now, payload);
+  }
+  return memory_.guards_intact() &&
+         std::equal(expected.data(), expected.data() + expected.size(), memory_.data());
+}
+
+// ------------------------------------------------------------------------------------ index
+
+TestIndex::TestIndex(IndexDType dtype, int head_dim, int num_kv_heads, int num_blocks,
+                     int num_records)
+    : dtype_(dtype),
+      head_dim_(head_dim),
+      num_kv_heads_(num_kv_heads),
+      num_blocks_(num_blocks),
+      num_records_(num_records) {
+  const auto blocks = static_cast<std::size_t>(num_kv_heads * num_blocks);
+  const auto records = static_cast<std::size_t>(num_kv_heads * num_records);
+  const auto dim = static_cast<std::size_t>(head_dim);
+  const std::size_t elements = blocks * kBlockClusters * dim * IndexStore::element_bytes(dtype);
+  const std::size_t floats = blocks * kBlockClusters * sizeof(float);
+  for (const std::size_t bytes :
+       {elements, elements, floats, floats, floats, blocks * (kBlockClusters + 1) * 4,
+        records * dim * 4, records * dim * 4, records * 4}) {
+    arrays_.emplace_back(bytes);
+  }
+}
+
+IndexStore TestIndex::view() {
+  IndexStore s;
+  s.dtype = dtype_;
+  s.head_dim = head_dim_;
+  s.num_blocks = num_blocks_;
+  s.num_records = num_records_;
+  s.centroids = arrays_[0].data();
+  s.value_means = arrays_[1].data();
+  s.centroid_scale = arrays_[2].as<float>();
+  s.value_scale = arrays_[3].as<float>();
+  s.spread = arrays_[4].as<float>();
+  s.offset = arrays_[5].as<std::uint32_t>();
+  s.profile = arrays_[6].as<float>();
+  s.value_sum = arrays_[7].as<float>();
+  s.used = arrays_[8].as<std::int32_t>();
+  return s;
+}
+
+void TestIndex::write(const Vec& x, std::byte* to, float* scale) const {
+  *scale = 1.0F;
+  if (dtype_ != IndexDType::kInt8) {
+    write_elements(dtype_ == IndexDType::kF32 ? DType::kF32 : DType::kBF16, x, to);
+    return;
+  }
+  const reference::Int8Row row = reference::int8_row(x);
+  *scale = static_cast<float>(row.scale);
+  for (std::size_t d = 0; d < x.size(); ++d) to[d] = static_cast<std::byte>(row.codes[d]);
+}
+
+Vec TestIndex::read(const std::byte* from, float scale) const {
+  if (dtype_ != IndexDType::kInt8) {
+    return read_elements(dtype_ == IndexDType::kF32 ? DType::kF32 : DType::kBF16, from, head_dim_);
+  }
+  Vec x;
+  for (int d = 0; d < head_dim_; ++d) {
+    x.push_back(double{scale} * static_cast<std::int8_t>(std::to_integer<int>(from[d])));
+  }
+  return x;
+}
+
+void TestIndex::set_cluster(int kv_head, std::uint32_t block, int cluster, const Vec& mean_key,
+                            const Vec& mean_value, double spread) {
+  const IndexStore s = view();
+  const auto at =
+      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
+  const std::size_t row = s.block_bytes() / kBlockClusters;
+  write(mean_key, s.centroids + at * row, s.centroid_scale + at);
+  write(mean_value, s.value_means + at * row, s.value_scale + at);
+  s.spread[at] = static_cast<float>(spread);
+}
+
+Vec TestIndex::centroid(int kv_head, std::uint32_t block, int cluster) {
+  const IndexStore s = view();
+  const auto at =
+      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
+  return read(s.centroids + at * (s.block_bytes() / kBlockClusters), s.centroid_scale[at]);
+}
+
+Vec TestIndex::value_mean(int kv_head, std::uint32_t block, int cluster) {
+  const IndexStore s = view();
+  const auto at =
+      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
+  return read(s.value_means + at * (s.block_bytes() / kBlockClusters), s.value_scale[at]);
+}
+
+bool TestIndex::guards_intact() const {
+  return std::all_of(arrays_.begin(), arrays_.end(),
+                     [](const GuardedBytes& array) { return array.guards_intact(); });
+}
+
+std::vector<GuardedBytes> TestIndex::snapshot() const {
+  return arrays_;
+}
+
+bool TestIndex::same_block(const std::vector<GuardedBytes>& before, int kv_head,
+                           std::uint32_t block) {
+  const auto blocks = static_cast<std::size_t>(num_kv_heads_ * num_blocks_);
+  const auto at = static_cast<std::size_t>(view().plane_block(kv_head, block));
+  for (std::size_t i = 0; i < 6; ++i) {  // centroids .. offset
+    const std::size_t bytes = arrays_[i].size() / blocks;
+    if (std::memcmp(before[i].data() + at * bytes, arrays_[i].data() + at * bytes, bytes) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// ------------------------------------------------------------------------------------ scene
+
+namespace {
+
+std::int64_t rows_of(const SceneShape& shape) {
+  std::int64_t rows = 0;
+  for (const SegmentShape& segment : shape.segments) rows += segment.num_rows;
+  return rows;
+}
+
+int blocks_of(int num_clusters) {
+  return (num_clusters + kBlockClusters - 1) / kBlockClusters;
+}
+
+int blocks_of(const SceneShape& shape) {
+  int blocks = 0;
+  for (const SegmentShape& segment : shape.segments) blocks += blocks_of(segment.num_clusters);
+  return blocks;
+}
+
+}  // namespace
+
+Scene::Scene(const SceneShape& scene_shape, std::uint64_t seed)
+    : shape(scene_shape),
+      random(seed),
+      first_pending(shape.num_sinks + 250),  // so that pending crosses a page
+      num_stored(rows_of(shape)),
+      live(shape.op.dtype, shape.op.head_dim, shape.num_kv_heads, first_pending + shape.num_pending,
+           random),
+      stored(shape.op.dtype, shape.op.head_dim, shape.num_kv_heads, num_stored, random),
+      index(shape.index_dtype, shape.op.head_dim, shape.num_kv_heads, blocks_of(shape) + 2,
+            static_cast<int>(shape.segments.size()) + 2),
+      clusters(static_cast<std::size_t>(shape.num_kv_heads)) {
+  live.fill(random, 0, shape.num_sinks);
+  live.fill(random, first_pending, shape.num_pending);
+  stored.fill(random, 0, num_stored);
+  blocks = random_pages(blocks_of(shape), blocks_of(shape) + 2, random);
+  for (std::size_t i = 0; i < shape.segments.size(); ++i) add_segment(i);
+  query = random.normals(static_cast<std::size_t>(shape.num_q_heads * shape.op.head_dim));
+}
+
+void Scene::add_segment(std::size_t number) {
+  SegmentView segment{};
+  segment.record = static_cast<std::uint32_t>((number + 1) % (shape.segments.size() + 2));
+  segment.num_rows = shape.segments[number].num_rows;
+  segment.num_blocks = blocks_of(shape.segments[number].num_clusters);
+  if (number > 0) {
+    const SegmentView& last = segments.back();
+    segment.first_block = last.first_block + last.num_blocks;
+    segment.first_row = last.first_row + last.num_rows;
+  }
+  segments.push_back(segment);
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    add_clusters(head, number);
+    float* profile = index.view().record_profile(head, segment.record);
+    float* sum = index.view().record_value_sum(head, segment.record);
+    for (int d = 0; d < shape.op.head_dim; ++d) {
+      profile[d] = d % 7 == 2 ? 0.0F : std::abs(random.normal());
+      sum[d] = static_cast<float>(segment.first_row + segment.num_rows) * random.normal();
+    }
+  }
+}
+
+void Scene::add_clusters(int kv_head, std::size_t number) {
+  const SegmentView& segment = segments[number];
+  const int most = std::min(shape.segments[number].num_clusters, segment.num_rows);
+  const int used = random.between(std::max(1, most * 3 / 4), most);
+  *index.view().record_used(kv_head, segment.record) = used;
+  // Cuts between rows: `used` non-empty runs.
+  std::vector<int> cuts = permutation(random, segment.num_rows - 1);
+  cuts.resize(static_cast<std::size_t>(used - 1));
+  for (int& cut : cuts) ++cut;
+  cuts.insert(cuts.end(), {0, segment.num_rows});
+  std::sort(cuts.begin(), cuts.end());
+  for (int c = 0; c < segment.num_blocks * kBlockClusters; ++c) {
+    const auto first = static_cast<std::size_t>(std::min(c, used));
+    const int id = segment.first_block * kBlockClusters + c;
+    std::uint32_t* offset = index.view().block_offset(kv_head, block_of(id)) + c % kBlockClusters;
+    offset[0] = static_cast<std::uint32_t>(segment.first_row + cuts[first]);
+    offset[1] =
+        c < used ? static_cast<std::uint32_t>(segment.first_row + cuts[first + 1]) : offset[0];
+    if (c >= used) continue;
+    index.set_cluster(kv_head, block_of(id), c % kBlockClusters,
+                      gaussian(random, shape.op.head_dim, 1.0),
+                      gaussian(random, shape.op.head_dim, 1.0), std::abs(double{random.normal()}));
+    clusters[static_cast<std::size_t>(kv_head)].push_back({id, segment.first_row + cuts[first],
+                                                           cuts[first + 1] - cuts[first],
+                                                           static_cast<int>(number)});
+  }
+}
+
+SequenceView Scene::view(int budget, int query_row) const {
+  SequenceView v{};
+  v.row_pages = stored.pages();
+  v.live_pages = live.pages();
+  v.first_pending = first_pending;
+  v.segments = segments.data();
+  v.blocks = blocks.data();
+  v.num_segments = static_cast<std::int32_t>(segments.size());
+  v.num_blocks = static_cast<std::int32_t>(blocks.size());
+  v.num_sinks = shape.num_sinks;
+  v.num_pending = shape.num_pending;
+  v.num_stored = num_stored;
+  v.budget_tokens = budget;
+  v.query_row = query_row;
+  return v;
+}
+
+Vec Scene::query_of(int q_head) const {
+  const auto dim = static_cast<std::size_t>(shape.op.head_dim);
+  const auto first = query.begin() + static_cast<std::ptrdiff_t>(q_head) * shape.op.head_dim;
+  return {first, first + static_cast<std::ptrdiff_t>(dim)};
+}
+
+}  // namespace clusterkv::testing

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Buffers as src/ hands them to kernels, made hostile: pages in random order with unused ones in
+// between, padding after rows and planes, guards around, and every byte nobody wrote is 0xFF, which
+// is NaN as f32, f16 and bf16 and an impossible page or slot.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/common/views.hpp"
+#include "tests/reference/numeric.hpp"
+#include "tests/support/random.hpp"
+
+namespace clusterkv::testing {
+
+using reference::Vec;
+
+/// What every op suite runs over.
+struct OpCase {
+  Backend backend;
+  DType dtype;
+  int head_dim;
+};
+std::string name_of(Backend backend);
+std::string name_of(DType dtype);
+std::string name_of(IndexDType dtype);
+std::string name_of(const OpCase& c);  ///< cpu_bf16_d128
+/// All backends of this build x dtypes x head_dims.
+std::vector<OpCase> op_cases();
+
+/// Memory with canaries on both sides, all 0xFF.
+class GuardedBytes {
+ public:
+  explicit GuardedBytes(std::size_t bytes = 0);
+  std::byte* data() { return bytes_.data() + kGuard; }
+  [[nodiscard]] const std::byte* data() const { return bytes_.data() + kGuard; }
+  [[nodiscard]] std::size_t size() const { return bytes_.size() - 2 * kGuard; }
+  [[nodiscard]] bool guards_intact() const;
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data());
+  }
+
+ private:
+  static constexpr std::size_t kGuard = 4096;
+  std::vector<std::byte> bytes_;
+};
+
+/// A float array of a kernel: NaN until written, with guards.
+template <class T>
+class Guarded {
+ public:
+  explicit Guarded(std::size_t count = 0) : bytes_(count * sizeof(T)), count_(count) {}
+  explicit Guarded(const std::vector<T>& values) : Guarded(values.size()) {
+    std::copy(values.begin(), values.end(), data());
+  }
+  T* data() { return bytes_.template as<T>(); }
+  T& operator[](std::size_t i) { return data()[i]; }
+  [[nodiscard]] std::size_t size() const { return count_; }
+  [[nodiscard]] bool guards_intact() const { return bytes_.guards_intact(); }
+  std::vector<T> copy() { return {data(), data() + count_}; }
+
+ private:
+  GuardedBytes bytes_;
+  std::size_t count_;
+};
+
+/// Rows of one layer behind a page table.
+class TestRows {
+ public:
+  TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows, Random& random);
+
+  [[nodiscard]] RowStore view();
+  [[nodiscard]] const std::uint32_t* pages() const { return pages_.data(); }
+  [[nodiscard]] int num_pages() const { return num_pages_; }  ///< of the store, unused ones too
+  [[nodiscard]] std::uint32_t row_of(std::int64_t row) const;
+  std::byte* bytes(int kv_head, std::int64_t row);
+
+  void set(int kv_head, std::int64_t row, const Vec& key, const Vec& value);
+  void fill(Random& random, std::int64_t first, std::int64_t count, double scale = 1.0);
+  void poison(int kv_head, std::int64_t row);  ///< all NaN
+  [[nodiscard]] Vec key(int kv_head, std::int64_t row);
+  [[nodiscard]] Vec value(int kv_head, std::int64_t row);
+  [[nodiscard]] std::vector<Vec> keys(int kv_head, std::int64_t first, int count);
+  [[nodiscard]] std::vector<Vec> values(int kv_head, std::int64_t first, int count);
+
+  [[nodiscard]] GuardedBytes snapshot() const { return memory_; }
+  /// Whether nothing changed but the key and value of these (kv_head, logical row).
+  [[nodiscard]] bool same_but(const GuardedBytes& before,
+                              const std::set<std::pair<int, std::int64_t>>& written);
+
+ private:
+  DType dtype_;
+  int head_dim_;
+  int num_kv_heads_;
+  int num_pages_;
+  std::vector<std::uint32_t> pages_;
+  GuardedBytes memory_;
+};
+
+/// Strides of a store's rows and planes with padding.
+std::size_t padded_row_bytes(DType dtype, int head_dim);
+
+/// The index of one layer.
+class TestIndex {
+ public:
+  TestIndex(IndexDType dtype, int head_dim, int num_kv_heads, int num_blocks, int num_records);
+
+  [[nodiscard]] IndexStore view();
+  void set_cluster(int kv_head, std::uint32_t block, int cluster, const Vec& mean_key,
+                   const Vec& mean_value, double spread);
+  [[nodiscard]] Vec centroid(int kv_head, std::uint32_t block, int cluster);
+  [[nodiscard]] Vec value_mean(int kv_head, std::uint32_t block, int cluster);
+  [[nodiscard]] bool guards_intact() const;
+  [[nodiscard]] std::vector<GuardedBytes> snapshot() const;
+  /// Whether the index bytes of a block and head are as they were.
+  [[nodiscard]] bool same_block(const std::vector<GuardedBytes>& before, int kv_head,
+                                std::uint32_t block);
+
+ private:
+  static constexpr int kArrays = 9;
+  void write(const Vec& x, std::byte* to, float* scale) const;
+  Vec read(const std::byte* from, float scale) const;
+
+  IndexDType dtype_;
+  int head_dim_;
+  int num_kv_heads_;
+  int num_blocks_;
+  int num_records_;
+  std::vector<GuardedBytes> arrays_;
+};
+
+/// Parts of a sequence. Sizes of clusters are drawn; some are empty and dropped.
+struct SegmentShape {
+  int num_clusters;
+  int num_rows;
+};
+struct SceneShape {
+  OpCase op{};
+  IndexDType index_dtype = IndexDType::kF32;
+  int num_q_heads = 4;
+  int num_kv_heads = 2;
+  int num_sinks = 4;
+  int num_pending = 11;
+  std::vector<SegmentShape> segments;
+};
+
+/// One sequence with everything that select and attend read, filled with random numbers.
+struct Scene {
+  Scene(const SceneShape& shape, std::uint64_t seed);
+
+  struct Cluster {
+    int id;
+    std::int64_t first_row;  ///< logical stored row
+    int size;
+    int segment;
+  };
+  [[nodiscard]] SequenceView view(int budget, int query_row = 0) const;
+  [[nodiscard]] std::uint32_t block_of(int cluster) const {
+    return blocks[static_cast<std::size_t>(cluster / kBlockClusters)];
+  }
+  [[nodiscard]] int num_clusters() const {  ///< ids, unused ones too
+    return static_cast<int>(blocks.size()) * kBlockClusters;
+  }
+  [[nodiscard]] Vec query_of(int q_head) const;
+  [[nodiscard]] int group() const { return shape.num_q_heads / shape.num_kv_heads; }
+
+  SceneShape shape;
+  Random random;
+  std::int64_t first_pending;
+  std::int64_t num_stored;
+  TestRows live;
+  TestRows stored;
+  TestIndex index;
+  std::vector<std::uint32_t> blocks;
+  std::vector<SegmentView> segments;
+  std::vector<std::vector<Cluster>> clusters;  ///< [kv_head], those with rows
+  std::vector<float> query;                    ///< [q_head, head_dim] of query row 0
+
+ private:
+  void add_segment(std::size_t number);
+  void add_clusters(int kv_head, std::size_t number);
+};
+
+}  // namespace clusterkv::testing
