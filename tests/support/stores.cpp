@@ -95,8 +95,6 @@ bool GuardedBytes::guards_intact() const {
          std::all_of(bytes_.end() - kGuard, bytes_.end(), is_canary);
 }
 
-// ------------------------------------------------------------------------------------- rows
-
 std::size_t padded_row_bytes(DType dtype, int head_dim) {
   return 2 * static_cast<std::size_t>(head_dim) * size_of(dtype) + kRowPadding;
 }
@@ -242,38 +240,35 @@ Vec TestIndex::read(const std::byte* from, float scale) const {
   return x;
 }
 
+std::size_t TestIndex::at(int kv_head, std::uint32_t block, int cluster) {
+  return static_cast<std::size_t>(view().plane_block(kv_head, block) * kBlockClusters + cluster);
+}
+
 void TestIndex::set_cluster(int kv_head, std::uint32_t block, int cluster, const Vec& mean_key,
                             const Vec& mean_value, double spread) {
   const IndexStore s = view();
-  const auto at =
-      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
+  const std::size_t i = at(kv_head, block, cluster);
   const std::size_t row = s.block_bytes() / kBlockClusters;
-  write(mean_key, s.centroids + at * row, s.centroid_scale + at);
-  write(mean_value, s.value_means + at * row, s.value_scale + at);
-  s.spread[at] = static_cast<float>(spread);
+  write(mean_key, s.centroids + i * row, s.centroid_scale + i);
+  write(mean_value, s.value_means + i * row, s.value_scale + i);
+  s.spread[i] = static_cast<float>(spread);
 }
 
 Vec TestIndex::centroid(int kv_head, std::uint32_t block, int cluster) {
   const IndexStore s = view();
-  const auto at =
-      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
-  return read(s.centroids + at * (s.block_bytes() / kBlockClusters), s.centroid_scale[at]);
+  const std::size_t i = at(kv_head, block, cluster);
+  return read(s.centroids + i * (s.block_bytes() / kBlockClusters), s.centroid_scale[i]);
 }
 
 Vec TestIndex::value_mean(int kv_head, std::uint32_t block, int cluster) {
   const IndexStore s = view();
-  const auto at =
-      static_cast<std::size_t>(s.plane_block(kv_head, block) * kBlockClusters + cluster);
-  return read(s.value_means + at * (s.block_bytes() / kBlockClusters), s.value_scale[at]);
+  const std::size_t i = at(kv_head, block, cluster);
+  return read(s.value_means + i * (s.block_bytes() / kBlockClusters), s.value_scale[i]);
 }
 
 bool TestIndex::guards_intact() const {
   return std::all_of(arrays_.begin(), arrays_.end(),
                      [](const GuardedBytes& array) { return array.guards_intact(); });
-}
-
-std::vector<GuardedBytes> TestIndex::snapshot() const {
-  return arrays_;
 }
 
 bool TestIndex::same_block(const std::vector<GuardedBytes>& before, int kv_head,
@@ -398,9 +393,8 @@ SequenceView Scene::view(int budget, int query_row) const {
 }
 
 Vec Scene::query_of(int q_head) const {
-  const auto dim = static_cast<std::size_t>(shape.op.head_dim);
   const auto first = query.begin() + static_cast<std::ptrdiff_t>(q_head) * shape.op.head_dim;
-  return {first, first + static_cast<std::ptrdiff_t>(dim)};
+  return {first, first + shape.op.head_dim};
 }
 
 }  // namespace clusterkv::testing

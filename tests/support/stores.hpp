@@ -117,14 +117,15 @@ class TestIndex {
                    const Vec& mean_value, double spread);
   [[nodiscard]] Vec centroid(int kv_head, std::uint32_t block, int cluster);
   [[nodiscard]] Vec value_mean(int kv_head, std::uint32_t block, int cluster);
+  /// Of the arrays [kv_head, block, cluster].
+  [[nodiscard]] std::size_t at(int kv_head, std::uint32_t block, int cluster);
   [[nodiscard]] bool guards_intact() const;
-  [[nodiscard]] std::vector<GuardedBytes> snapshot() const;
+  [[nodiscard]] std::vector<GuardedBytes> snapshot() const { return arrays_; }
   /// Whether the index bytes of a block and head are as they were.
   [[nodiscard]] bool same_block(const std::vector<GuardedBytes>& before, int kv_head,
                                 std::uint32_t block);
 
  private:
-  static constexpr int kArrays = 9;
   void write(const Vec& x, std::byte* to, float* scale) const;
   Vec read(const std::byte* from, float scale) const;
 
