@@ -53,37 +53,43 @@ class ClusterSegment : public ::testing::TestWithParam<OpCase> {
   Random random{29};
 };
 
-/// Exact labels of the reference, which must be sure of them.
-void expect_reference(const Result& got, const Keys& keys, const std::vector<int>& starts,
-                      Metric metric, int iterations) {
-  const auto want = reference::kmeans(keys.exact, starts, metric, iterations);
-  // fp32 errors of a score are a few 1e-6 of the largest: closer decisions are nobody's fault.
-  ASSERT_GT(want.smallest_gap, 2e-5) << "change the seed of this test";
-  EXPECT_EQ(got.labels, want.labels);
+constexpr int kTokens = 160;
+constexpr int kClusters = 20;
+
+/// Keys whose decisions the reference is sure of, and its labels: fp32 errors of a score are a few
+/// 1e-6 of the largest, closer decisions are nobody's fault and are drawn again.
+std::pair<std::vector<Vec>, std::vector<int>> sure_keys(const OpCase& op, Random& random,
+                                                        const std::vector<int>& starts,
+                                                        Metric metric, int iterations) {
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    const Keys keys(op, testing::clustered_rows(random, kTokens, op.head_dim, 12, 3.0), random);
+    const auto want = reference::kmeans(keys.exact, starts, metric, iterations);
+    if (want.smallest_gap > 1e-5) return {keys.exact, want.labels};
+  }
+  ADD_FAILURE() << "no keys to be sure of";
+  return {};
 }
 
 TEST_P(ClusterSegment, MatchesReferenceForAllMetrics) {
-  const int n = 160;
-  const int c = 20;
-  const Keys keys(GetParam(), testing::clustered_rows(random, n, dim(), 12, 3.0), random);
   for (const Metric metric : {Metric::kCosine, Metric::kL2, Metric::kInnerProduct}) {
-    for (const int iterations : {1, 2, 4}) {
+    for (const int iterations : {1, 4}) {
       SCOPED_TRACE(static_cast<int>(metric) * 100 + iterations);
-      expect_reference(cluster(keys, c, metric, iterations), keys, even_starts(n, c), metric,
-                       iterations);
+      const auto [rows, labels] =
+          sure_keys(GetParam(), random, even_starts(kTokens, kClusters), metric, iterations);
+      const Keys keys(GetParam(), rows, random);
+      EXPECT_EQ(cluster(keys, kClusters, metric, iterations).labels, labels);
     }
   }
 }
 
 TEST_P(ClusterSegment, StartsFromTheSeededTokens) {
-  const int n = 120;
-  const int c = 15;
-  const Keys keys(GetParam(), testing::clustered_rows(random, n, dim(), 11, 3.0), random);
   const std::uint64_t seed = start_seed(7, 2, 1, 16);
-  std::vector<int> starts(static_cast<std::size_t>(n));
-  random_starts(seed, n, c, starts.data());
-  starts.resize(static_cast<std::size_t>(c));
-  expect_reference(cluster(keys, c, Metric::kCosine, 3, seed), keys, starts, Metric::kCosine, 3);
+  std::vector<int> starts(static_cast<std::size_t>(kTokens));
+  random_starts(seed, kTokens, kClusters, starts.data());
+  starts.resize(static_cast<std::size_t>(kClusters));
+  const auto [rows, labels] = sure_keys(GetParam(), random, starts, Metric::kCosine, 3);
+  EXPECT_EQ(cluster(Keys(GetParam(), rows, random), kClusters, Metric::kCosine, 3, seed).labels,
+            labels);
 }
 
 TEST_P(ClusterSegment, OneTokenAndOneCluster) {
@@ -153,7 +159,7 @@ TEST_P(ClusterSegment, SameBitsOnEveryRun) {
   EXPECT_EQ(cluster(first, 25), cluster(moved, 25));
 }
 
-TEST_P(ClusterSegment, IterationsImproveTheCosine) {
+TEST_P(ClusterSegment, IterationsNeverLoseCosine) {
   const Keys keys(GetParam(), normal_rows(random, 200, dim()), random);
   const auto cost = [&](int iterations) {
     const Result r = cluster(keys, 25, Metric::kCosine, iterations);
@@ -166,8 +172,10 @@ TEST_P(ClusterSegment, IterationsImproveTheCosine) {
     }
     return sum;
   };
-  EXPECT_GT(cost(2), cost(1));
-  EXPECT_GT(cost(8), cost(2));
+  const double rounding = 1e-6 * cost(1);
+  EXPECT_GE(cost(2), cost(1) - rounding);
+  EXPECT_GE(cost(4), cost(2) - rounding);
+  EXPECT_GE(cost(8), cost(4) - rounding);
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, ClusterSegment, ::testing::ValuesIn(testing::op_cases()),

@@ -82,17 +82,20 @@ TEST_P(PackCentroids, LargeChannelsKeepTheNormFinite) {
   }
 }
 
+std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
+  const auto& [backend, metric, dim] = info.param;
+  const std::string name = metric == Metric::kCosine ? "cosine"
+                           : metric == Metric::kL2   ? "l2"
+                                                     : "inner";
+  return testing::name_of(backend) + "_" + name + "_d" + std::to_string(dim);
+}
+
 INSTANTIATE_TEST_SUITE_P(Ops, PackCentroids,
                          ::testing::Combine(::testing::Values(Backend::kCpu),
                                             ::testing::Values(Metric::kCosine, Metric::kL2,
                                                               Metric::kInnerProduct),
                                             ::testing::Values(64, 80, 96, 128, 256)),
-                         [](const auto& p) {
-                           const char* const names[] = {"cosine", "l2", "inner"};
-                           return testing::name_of(std::get<0>(p.param)) + "_" +
-                                  names[static_cast<int>(std::get<1>(p.param))] + "_d" +
-                                  std::to_string(std::get<2>(p.param));
-                         });
+                         name_of_param);
 
 }  // namespace
 }  // namespace clusterkv::cluster

@@ -18,10 +18,16 @@ Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroid
     }
     const auto best = std::max_element(scores.begin(), scores.end());
     result.labels.push_back(static_cast<int>(best - scores.begin()));
+    // Equal centroids tie in any arithmetic, so they do not count as close.
+    const auto chosen = static_cast<std::size_t>(result.labels.back());
+    const auto is_twin = [&](std::size_t c) {
+      return centroids[c] == centroids[chosen] && bias[c] == bias[chosen];
+    };
     double second = -std::numeric_limits<double>::infinity();
     double largest = 1e-30;
     for (auto it = scores.begin(); it != scores.end(); ++it) {
-      if (it != best) second = std::max(second, *it);
+      const auto c = static_cast<std::size_t>(it - scores.begin());
+      if (!is_twin(c)) second = std::max(second, *it);
       largest = std::max(largest, std::abs(*it));
     }
     result.smallest_gap = std::min(result.smallest_gap, (*best - second) / largest);
