@@ -21,12 +21,14 @@ int main() {
   const auto topic = [](int token, int d) {
     return 2.0F * std::sin(static_cast<float>(37 * (token / 50) + d));
   };
-  for (int i = 0; i < tokens * kv_heads * head_dim; ++i) {
-    keys[i] = topic(i / (kv_heads * head_dim), i % head_dim) + 0.5F * normal(random);
-    values[i] = normal(random);
+  for (int t = 0, i = 0; t < tokens; ++t) {
+    for (int d = 0; d < kv_heads * head_dim; ++d, ++i) {
+      keys.data()[i] = topic(t, d % head_dim) + 0.5F * normal(random);
+      values.data()[i] = normal(random);
+    }
   }
   std::vector<float> query(q_heads * head_dim);
-  for (int i = 0; i < q_heads * head_dim; ++i) query[i] = topic(1000, i % head_dim);
+  for (int i = 0; i < q_heads * head_dim; ++i) query.data()[i] = topic(1000, i % head_dim);
   const auto rows = [&](std::vector<float>& data, int first, int last) {
     return ckv::contiguous_view(data.data() + first * kv_heads * head_dim, ckv::DType::kF32,
                                 {last - first, kv_heads, head_dim});

@@ -6,8 +6,9 @@
 
 Little-endian. Header: 8 bytes "CKVSPEC1", then int32 kv_heads, segments, queries, budgets, and the
 budgets. Per KV head and segment: int32 clusters, uint16 sizes, uint16 token positions in stored
-order. Per index type (int8, f32), budget, KV head and query: uint64 FNV-1a over the chosen token
-positions, ascending, as uint32; float32 relative distance of the votes on both sides of the cut.
+order. Per way (int8 index, f32 index, int8 index and 16-bit queries), budget, KV head and query:
+uint64 FNV-1a over the chosen token positions, ascending, as uint32; float32 relative distance of
+the votes on both sides of the cut.
 """
 import importlib.util
 import struct
@@ -32,23 +33,30 @@ def fnv1a(positions):
     return state
 
 
-def distance_at_cut(queries, segments, scale, budget):
-    """How far, relatively, votes are from another choice."""
+def rounded_query(queries):
+    """As the library rounds them to score an int8 index."""
+    step = np.abs(queries).max(1, keepdims=True) / 32512
+    return np.rint(queries / step) * step
+
+
+def choose(queries, scored, segments, scale, budget):
+    """Chosen positions, ascending, and how far, relatively, votes are from another choice."""
     score = np.concatenate(
-        [scale * queries @ s["mean_key"].T
+        [scale * scored @ s["mean_key"].T
          + np.log1p(s["spread"] * (0.5 * scale**2 * (queries**2) @ s["profile"])[:, None])
          for s in segments], 1)
     p = np.exp(score - score.max(1, keepdims=True))
     vote = (p / p.sum(1, keepdims=True)).mean(0)
     size = np.concatenate([s["size"] for s in segments])
     best = np.lexsort((np.arange(len(vote)), -vote))
+    left = np.clip(budget - (np.cumsum(size[best]) - size[best]), 0, size[best])
+    order = np.concatenate([s["order"] + s["first"] for s in segments])
+    offset = np.cumsum(size) - size
+    chosen = np.concatenate([order[offset[c]:offset[c] + taken] for c, taken in zip(best, left)])
     last = int(np.searchsorted(np.cumsum(size[best]), budget))
-    distances = []
-    if last + 1 < len(best):
-        distances.append((vote[best[last]] - vote[best[last + 1]]) / vote[best[last]])
-    if last > 0:
-        distances.append((vote[best[last - 1]] - vote[best[last]]) / vote[best[last - 1]])
-    return min(distances)
+    sides = [(i, i + 1) for i in (last - 1, last) if 0 <= i and i + 1 < len(best)]
+    distance = min((vote[best[i]] - vote[best[j]]) / vote[best[i]] for i, j in sides)
+    return np.sort(chosen), distance
 
 
 def main(spec_path, trace_path, out_path):
@@ -62,9 +70,10 @@ def main(spec_path, trace_path, out_path):
     group = int(meta["query_heads"]) // kv_heads
     cuts = list(range(spec.SINKS, start, spec.SEGMENT)) + [start]
     spans = list(zip(cuts, cuts[1:]))
-    index = {name: [[spec.build_segment(key[a:b, h], value[a:b, h], quantise) for a, b in spans]
-                    for h in range(kv_heads)]
-             for name, quantise in (("int8", spec.int8_rows), ("f32", np.asarray))}
+    index = {}
+    for name, quantise in (("int8", spec.int8_rows), ("f32", np.asarray)):
+        index[name] = [[dict(spec.build_segment(key[a:b, h], value[a:b, h], quantise), first=a)
+                        for a, b in spans] for h in range(kv_heads)]
     with open(out_path, "wb") as out:
         out.write(b"CKVSPEC1")
         out.write(struct.pack("<4i", kv_heads, len(spans), len(query), len(BUDGETS)))
@@ -74,16 +83,19 @@ def main(spec_path, trace_path, out_path):
                 out.write(struct.pack("<i", len(segment["size"])))
                 out.write(segment["size"].astype("<u2").tobytes())
                 out.write((segment["order"] + first).astype("<u2").tobytes())
-        for name in ("int8", "f32"):
+        for name, rounded in (("int8", False), ("f32", False), ("int8", True)):
             for budget in BUDGETS:
                 for h in range(kv_heads):
                     for i in range(len(query)):
-                        n = start + i + 1
                         q = query[i, h * group:(h + 1) * group]
-                        _, attended = spec.attend(q, key[:n, h], value[:n, h], index[name][h],
-                                                  scale, budget, start)
-                        chosen = spec.SINKS + np.flatnonzero(attended[spec.SINKS:start])
-                        distance = distance_at_cut(q, index[name][h], scale, budget)
+                        scored = rounded_query(q) if rounded else q
+                        chosen, distance = choose(q, scored, index[name][h], scale, budget)
+                        if not rounded:
+                            n = start + i + 1
+                            _, attended = spec.attend(q, key[:n, h], value[:n, h], index[name][h],
+                                                      scale, budget, start)
+                            wanted = spec.SINKS + np.flatnonzero(attended[spec.SINKS:start])
+                            assert np.array_equal(chosen, wanted)
                         out.write(struct.pack("<Qf", fnv1a(chosen), distance))
 
 

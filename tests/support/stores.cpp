@@ -11,7 +11,6 @@ namespace clusterkv::testing {
 namespace {
 
 constexpr std::byte kCanary{0xFF};
-constexpr std::size_t kRowPadding = 32;
 constexpr std::size_t kPlanePadding = 64;
 
 reference::SmallFloat format_of(DType dtype) {
@@ -95,13 +94,9 @@ bool GuardedBytes::guards_intact() const {
          std::all_of(bytes_.end() - kGuard, bytes_.end(), is_canary);
 }
 
-std::size_t padded_row_bytes(DType dtype, int head_dim) {
-  return 2 * static_cast<std::size_t>(head_dim) * size_of(dtype) + kRowPadding;
-}
-
 TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows,
-                   Random& random)
-    : dtype_(dtype), head_dim_(head_dim), num_kv_heads_(num_kv_heads) {
+                   Random& random, std::size_t row_padding)
+    : dtype_(dtype), head_dim_(head_dim), num_kv_heads_(num_kv_heads), row_padding_(row_padding) {
   const int used = static_cast<int>((num_rows + kPageRows - 1) / kPageRows);
   num_pages_ = used + 1;
   pages_ = random_pages(used, num_pages_, random);
@@ -111,7 +106,7 @@ TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num
 RowStore TestRows::view() {
   RowStore store;
   store.base = memory_.data();
-  store.row_bytes = padded_row_bytes(dtype_, head_dim_);
+  store.row_bytes = 2 * static_cast<std::size_t>(head_dim_) * size_of(dtype_) + row_padding_;
   store.head_stride =
       static_cast<std::size_t>(num_pages_) * kPageRows * store.row_bytes + kPlanePadding;
   store.dtype = dtype_;

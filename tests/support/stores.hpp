@@ -74,7 +74,10 @@ class Guarded {
 /// Rows of one layer behind a page table.
 class TestRows {
  public:
-  TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows, Random& random);
+  static constexpr std::size_t kRowPadding = 32;
+
+  TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows, Random& random,
+           std::size_t row_padding = kRowPadding);
 
   [[nodiscard]] RowStore view();
   [[nodiscard]] const std::uint32_t* pages() const { return pages_.data(); }
@@ -99,13 +102,11 @@ class TestRows {
   DType dtype_;
   int head_dim_;
   int num_kv_heads_;
+  std::size_t row_padding_;
   int num_pages_;
   std::vector<std::uint32_t> pages_;
   GuardedBytes memory_;
 };
-
-/// Strides of a store's rows and planes with padding.
-std::size_t padded_row_bytes(DType dtype, int head_dim);
 
 /// The index of one layer.
 class TestIndex {

@@ -49,9 +49,13 @@ std::vector<std::uint16_t> tensor(const File& file, const std::string& name) {
 }
 
 double dot(const float* a, const float* b, int dim) {
-  double sum = 0;
-  for (int d = 0; d < dim; ++d) sum += double{a[d]} * double{b[d]};
-  return sum;
+  double even = 0;
+  double odd = 0;
+  for (int d = 0; d < dim; d += 2) {
+    even += double{a[d]} * double{b[d]};
+    odd += double{a[d + 1]} * double{b[d + 1]};
+  }
+  return even + odd;
 }
 
 /// Full attention of one query head over the first `num_tokens` tokens.

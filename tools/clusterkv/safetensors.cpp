@@ -58,7 +58,7 @@ Range parse_range(const std::string& name, const json& entry, std::uint64_t data
   const bool pair = offsets.is_array() && offsets.size() == 2 && offsets[0].is_number_unsigned() &&
                     offsets[1].is_number_unsigned();
   if (!pair) fail("{}: data_offsets {}, expected two numbers", name, offsets.dump());
-  const Range range{offsets[0].get<std::uint64_t>(), offsets[1].get<std::uint64_t>(), name};
+  Range range{offsets[0].get<std::uint64_t>(), offsets[1].get<std::uint64_t>(), name};
   if (range.begin > range.end || range.end > data_bytes) {
     fail("{}: data_offsets {}, expected ascending within {} bytes", name, offsets.dump(),
          data_bytes);

@@ -191,7 +191,7 @@ void expand_rows_cpu(const SequenceView& row, const IndexStore& index, int kv_he
   for (int i = 0; i < chosen; ++i) {
     const std::uint32_t physical = row.blocks[ids[i] / kBlockClusters];
     const std::uint32_t first = index.block_offset(kv_head, physical)[ids[i] % kBlockClusters];
-    for (int r = 0; r < counts[i]; ++r) *out++ = paged_row(row.row_pages, first + r);
+    for (int r = 0; r < counts[i]; ++r) *out++ = paged_row(row.row_pages, std::int64_t{first} + r);
   }
 }
 
