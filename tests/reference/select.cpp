@@ -20,9 +20,12 @@ Score score(const Vec& query, const Vec& centroid, double spread, const Vec& pro
 Vec quantised_query(const Vec& query) {
   double largest = 0;
   for (const double q : query) largest = std::max(largest, std::abs(q));
+  // In fp32, as the rule says: it decides which of two neighbours an element in between becomes.
+  const float inverse = largest > 0 ? 32512.0F / static_cast<float>(largest) : 0.0F;
   Vec result;
   for (const double q : query) {
-    result.push_back(largest > 0 ? std::nearbyint(q * 32512 / largest) * largest / 32512 : 0.0);
+    const float integer = std::nearbyint(static_cast<float>(q) * inverse);
+    result.push_back(double{integer} * largest / 32512);
   }
   return result;
 }

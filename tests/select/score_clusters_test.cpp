@@ -64,8 +64,14 @@ class ScoreClusters : public ::testing::TestWithParam<Param> {
 
   ScoreParams params(Scene& scene, const SequenceView& view, const RowScores& scores,
                      bool use_spread) const {
-    return {&view,  scene.index.view(), scene.query.data(), &scores, scene.shape.num_q_heads,
-            scene.shape.num_kv_heads, scale, use_spread};
+    return {&view,
+            scene.index.view(),
+            scene.query.data(),
+            &scores,
+            scene.shape.num_q_heads,
+            scene.shape.num_kv_heads,
+            scale,
+            use_spread};
   }
   void run(Scene& scene, Scores& scores, bool use_spread = true) const {
     const SequenceView view = scene.view(64);
@@ -138,8 +144,8 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
         use_spread
             ? scene.index.view().spread[scene.index.at(kv_head, block, c.id % kBlockClusters)]
             : 0.0;
-    const auto s = reference::score(query, centroid, spread,
-                                    {profile, profile + query.size()}, double{scale});
+    const auto s =
+        reference::score(query, centroid, spread, {profile, profile + query.size()}, double{scale});
     double size = 0;
     for (std::size_t d = 0; d < query.size(); ++d) size += std::abs(query[d] * centroid[d]);
     // 21 roundings of half an ulp in a dot of 256 products; the polynomial of the logarithm.
@@ -151,7 +157,8 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
     expect_block(blocks[b], scores, scores.blocks[at]);
   }
   for (std::size_t id = 0; id < has_rows.size(); ++id) {
-    if (!has_rows[id]) EXPECT_EQ(scores.e[(plane + id) * g + member], 0.0F) << "cluster " << id;
+    if (has_rows[id]) continue;
+    EXPECT_EQ(scores.e[(plane + id) * g + member], 0.0F) << "cluster " << id;
   }
 }
 
