@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Decode attention over the caller's own tensors, without a cache: one query token per row.
+// Decode attention over the caller's own tensors, without a cache: one query token per row. Runs on
+// stream.executor, or without one on the calling thread.
 #pragma once
 
 #include <span>

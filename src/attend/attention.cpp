@@ -35,7 +35,7 @@ void run_on(const Stream& stream, int count, const Fn& fn) {
 
 void check_stream(const Stream& stream) {
   if (stream.backend != Backend::kCpu) {
-    fail<BackendUnavailable>("stream.backend: CUDA is not part of this build, expected kCpu");
+    fail<BackendUnavailable>("stream.backend: CUDA is not part of this version, expected kCpu");
   }
 }
 

@@ -37,8 +37,7 @@ CacheConfig CacheConfig::paper(const ModelShape& model) {
 namespace runtime {
 namespace {
 
-constexpr const char* kNoCuda =
-    "backend: CUDA is not part of this build, expected kCpu (CMake option CLUSTERKV_CUDA)";
+constexpr const char* kNoCuda = "backend: CUDA is not part of this version, expected kCpu";
 
 bool strictly_ascending(const std::vector<int>& layers) {
   return std::adjacent_find(layers.begin(), layers.end(), std::greater_equal<>()) == layers.end();

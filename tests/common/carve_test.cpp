@@ -42,7 +42,8 @@ TEST(Carver, ArraysAreApartAndAligned) {
   EXPECT_GE(reinterpret_cast<std::byte*>(c.b), memory + 9 * sizeof(double));
   EXPECT_GE(reinterpret_cast<std::byte*>(c.c), reinterpret_cast<std::byte*>(c.b) + 1);
   EXPECT_GE(memory + c.used, reinterpret_cast<std::byte*>(c.c + 16));
-  for (const void* p : {static_cast<void*>(c.a), static_cast<void*>(c.b), static_cast<void*>(c.c)}) {
+  for (const void* p :
+       {static_cast<void*>(c.a), static_cast<void*>(c.b), static_cast<void*>(c.c)}) {
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(p) % 64, 0U);
   }
 }

@@ -6,12 +6,15 @@
 #include <set>
 
 #include "kernels/recall/recall.hpp"
-#include "tests/recall/tensors.hpp"
+#include "tests/support/tensors.hpp"
 
 namespace clusterkv::recall {
 namespace {
 
+using reference::Vec;
+using testing::Layout;
 using testing::OpCase;
+using testing::Tensor;
 
 struct Ops {
   void (*append_rows)(const AppendParams&, int);

@@ -4,12 +4,15 @@
 #include <tuple>
 
 #include "kernels/recall/recall.hpp"
-#include "tests/recall/tensors.hpp"
+#include "tests/support/tensors.hpp"
 
 namespace clusterkv::recall {
 namespace {
 
+using reference::Vec;
+using testing::Layout;
 using testing::OpCase;
+using testing::Tensor;
 
 constexpr int kHeads = 2;
 

@@ -58,6 +58,7 @@ class ScoreClusters : public ::testing::TestWithParam<Param> {
     s.num_q_heads = heads.q;
     s.num_kv_heads = heads.kv;
     s.segments = std::move(segments);
+    s.fill_rows = false;
     return s;
   }
   static testing::SceneShape usual() { return shape({{70, 200}, {3, 9}, {64, 300}}); }

@@ -312,9 +312,11 @@ Scene::Scene(const SceneShape& scene_shape, std::uint64_t seed)
       index(shape.index_dtype, shape.op.head_dim, shape.num_kv_heads, blocks_of(shape) + 2,
             static_cast<int>(shape.segments.size()) + 2),
       clusters(static_cast<std::size_t>(shape.num_kv_heads)) {
-  live.fill(random, 0, shape.num_sinks);
-  live.fill(random, first_pending, shape.num_pending);
-  stored.fill(random, 0, num_stored);
+  if (shape.fill_rows) {
+    live.fill(random, 0, shape.num_sinks);
+    live.fill(random, first_pending, shape.num_pending);
+    stored.fill(random, 0, num_stored);
+  }
   blocks = random_pages(blocks_of(shape), blocks_of(shape) + 2, random);
   for (std::size_t i = 0; i < shape.segments.size(); ++i) add_segment(i);
   query = random.normals(static_cast<std::size_t>(shape.num_q_heads * shape.op.head_dim));

@@ -151,6 +151,7 @@ struct SceneShape {
   int num_sinks = 4;
   int num_pending = 11;
   std::vector<SegmentShape> segments;
+  bool fill_rows = true;  ///< false: rows stay NaN
 };
 
 /// One sequence with everything that select and attend read, filled with random numbers.

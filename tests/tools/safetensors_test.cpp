@@ -11,7 +11,7 @@
 
 #include "clusterkv/error.hpp"
 #include "tests/support/random.hpp"
-#include "tests/support/trace_replay.hpp"
+#include "tests/support/data.hpp"
 #include "tools/clusterkv/trace.hpp"
 
 namespace clusterkv::tool {

@@ -8,9 +8,7 @@
 
 #include "tests/support/stores.hpp"
 
-namespace clusterkv::recall {
-
-using reference::Vec;
+namespace clusterkv::testing {
 
 enum class Layout {
   kTokenMajor,  ///< contiguous [tokens, heads, dim]
@@ -22,7 +20,7 @@ enum class Layout {
 /// Random numbers; gaps are NaN.
 class Tensor {
  public:
-  Tensor(DType dtype, int tokens, int heads, int dim, Layout layout, testing::Random& random)
+  Tensor(DType dtype, int tokens, int heads, int dim, Layout layout, Random& random)
       : dtype_(dtype), shape_{tokens, heads, dim} {
     const int last = layout == Layout::kStrided ? 3 : 1;
     const int gap = layout == Layout::kTokenMajor || layout == Layout::kHeadMajor ? 0 : 5;
@@ -31,7 +29,7 @@ class Tensor {
     stride_[1] = layout == Layout::kHeadMajor ? row * tokens : row;
     stride_[0] = layout == Layout::kHeadMajor ? row : row * heads + gap;
     const int elements = layout == Layout::kHeadMajor ? row * tokens * heads : tokens * stride_[0];
-    bytes_ = testing::GuardedBytes(static_cast<std::size_t>(elements) * size_of(dtype));
+    bytes_ = GuardedBytes(static_cast<std::size_t>(elements) * size_of(dtype));
     for (int t = 0; t < tokens; ++t) {
       for (int h = 0; h < heads; ++h) {
         for (int d = 0; d < dim; ++d) set(t, h, d, double{random.normal()});
@@ -42,6 +40,13 @@ class Tensor {
   TensorView view() {
     TensorView v = contiguous_view(bytes_.data(), dtype_, {shape_[0], shape_[1], shape_[2]});
     v.stride = {stride_[0], stride_[1], stride_[2]};
+    return v;
+  }
+  /// As [rows, tokens / rows, heads, dim].
+  TensorView view4(int rows) {
+    const int each = shape_[0] / rows;
+    TensorView v = contiguous_view(bytes_.data(), dtype_, {rows, each, shape_[1], shape_[2]});
+    v.stride = {each * stride_[0], stride_[0], stride_[1], stride_[2]};
     return v;
   }
   void set(int token, int head, int d, double value) {
@@ -60,7 +65,23 @@ class Tensor {
     for (int d = 0; d < shape_[2]; ++d) x.push_back(get(token, head, d));
     return x;
   }
-  [[nodiscard]] const testing::GuardedBytes& bytes() const { return bytes_; }
+  [[nodiscard]] const GuardedBytes& bytes() const { return bytes_; }
+  /// Whether the guards and all bytes between rows are as they were made.
+  [[nodiscard]] bool gaps_intact() {
+    std::vector<bool> used(bytes_.size());
+    for (int t = 0; t < shape_[0]; ++t) {
+      for (int h = 0; h < shape_[1]; ++h) {
+        for (int d = 0; d < shape_[2]; ++d) {
+          const auto first = static_cast<std::size_t>(at(t, h, d) - bytes_.data());
+          for (std::size_t i = 0; i < size_of(dtype_); ++i) used[first + i] = true;
+        }
+      }
+    }
+    for (std::size_t i = 0; i < used.size(); ++i) {
+      if (!used[i] && bytes_.data()[i] != std::byte{0xFF}) return false;
+    }
+    return bytes_.guards_intact();
+  }
 
  private:
   std::byte* at(int token, int head, int d) {
@@ -83,7 +104,7 @@ class Tensor {
   DType dtype_;
   int shape_[3];
   int stride_[3] = {};
-  testing::GuardedBytes bytes_;
+  GuardedBytes bytes_;
 };
 
-}  // namespace clusterkv::recall
+}  // namespace clusterkv::testing
