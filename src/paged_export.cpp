@@ -24,13 +24,14 @@ std::int64_t entry_of(const PagedTarget& target, int row, std::int64_t token, in
   }
   const std::int64_t block = static_cast<const std::int32_t*>(
       table.data)[row * table.stride[0] + column * table.stride[1]];
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
   const std::int64_t slot = block * target.block_tokens + token % target.block_tokens;
-  const std::int64_t entry = slot * num_kv_heads + kv_head;
-  if (block < 0 || entry > std::numeric_limits<std::int32_t>::max()) {
+  // A slot may be up to 2^62, so its product with the heads is compared, not formed.
+  if (block < 0 || slot > (kMost - kv_head) / num_kv_heads) {
     fail<ValueError>("block_table: row {} has block {}, expected >= 0 and an entry below 2^31", row,
                      block);
   }
-  return entry;
+  return slot * num_kv_heads + kv_head;
 }
 
 /// visit(list, entry) for all entries of all lists.

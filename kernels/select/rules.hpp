@@ -54,9 +54,9 @@ CLUSTERKV_HD inline std::uint32_t vote_key(float vote) {
   return vote > 0.0F ? std::bit_cast<std::uint32_t>(vote) : 0U;
 }
 
-/// Order-preserving key of any score; NaN is last.
+/// Order-preserving key of any score; the zeros are equal, NaN is last.
 CLUSTERKV_HD inline std::uint32_t score_key(float z) {
-  const auto bits = std::bit_cast<std::uint32_t>(z);
+  const auto bits = std::bit_cast<std::uint32_t>(z + 0.0F);  // -0 becomes +0
   const std::uint32_t key = (bits & 0x80000000U) != 0U ? ~bits : bits | 0x80000000U;
   return z == z ? key : 0U;
 }

@@ -147,7 +147,8 @@ TEST_P(Memory, AllOfItIsTakenInTheConstructor) {
 
 TEST_P(Memory, UninitialisedStoresDoNotShow) {
   std::vector<std::vector<Output>> outputs;
-  for (MemoryResource* memory : {&default_memory_resource(), static_cast<MemoryResource*>(&ledger_)}) {
+  for (MemoryResource* memory :
+       {&default_memory_resource(), static_cast<MemoryResource*>(&ledger_)}) {
     Driver<ClusterKVCache> d(config_, {2, 512, 0}, with(*memory));
     const SequenceId id = d.add(1);
     d.prefill(id, 333);
@@ -200,6 +201,26 @@ TEST_P(Memory, WorkspaceIsAllThatAPlanUses) {
   for (std::size_t i = bytes; i < bytes + kGuard; ++i) {
     ASSERT_EQ(memory[i], std::byte{0x5a}) << "wrote " << i - bytes << " bytes behind the workspace";
   }
+}
+
+/// With segment_tokens = 0 a prompt may be longer than any scratch made ready: the one case in which
+/// a step asks for memory.
+TEST_P(Memory, ScratchForAWholePromptFailsWithoutATrace) {
+  config_.cluster.segment_tokens = 0;
+  Driver<ClusterKVCache> poor(config_, {2, 512, 0}, with(ledger_)), rich(config_, {2, 512, 0});
+  const SequenceId id = poor.add(1);
+  ASSERT_EQ(rich.add(1), id);
+  for (auto* d : {&poor, &rich}) {
+    d->begin({{id, 400, 0, Phase::kPrefill}});
+    d->append_all();
+  }
+  ledger_.allowed = ledger_.allocations();
+  const StepRow last{id, 100, 1, Phase::kPrefillLast};
+  EXPECT_THROW(poor.cache.update(poor.plan, {&last, 1}), OutOfMemory);
+  EXPECT_EQ(poor.cache.length(id), 400);
+  ledger_.allowed = -1;
+  EXPECT_TRUE(same_bits(poor.step({last}), rich.step({last})));
+  EXPECT_TRUE(same_bits(poor.decode(id), rich.decode(id)));
 }
 
 /// A decode loop that allocates nothing itself.

@@ -132,7 +132,8 @@ double log_sum(double a, double b) {
   return std::isinf(top) ? top : top + std::log(std::exp(a - top) + std::exp(b - top));
 }
 
-class EveryTail : public ::testing::TestWithParam<std::tuple<Tail, HeadGrouping, IndexDType, float>> {};
+class EveryTail
+    : public ::testing::TestWithParam<std::tuple<Tail, HeadGrouping, IndexDType, float>> {};
 
 TEST_P(EveryTail, OfSelectorAndEngineMergeToTheCachesResult) {
   const auto [tail, grouping, dtype, tail_share] = GetParam();

@@ -106,6 +106,7 @@ TEST(Recorded, StandardPresetErrsAsSpecified) {
 }
 
 TEST(Recorded, StandardPresetErrsAsSpecifiedOnTheLongerTrace) {
+  if (kIsSlow) GTEST_SKIP() << "too slow with a sanitizer";
   if (longer_trace().empty()) GTEST_SKIP() << "the 8k trace is not at hand (CLUSTERKV_TRACES_DIR)";
   for (const auto& [layer, figure] : {std::pair{9, .0229}, std::pair{29, .0198}}) {
     const CacheConfig config = CacheConfig::standard(longer(layer).rows.model(DType::kF16));

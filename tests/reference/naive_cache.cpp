@@ -3,35 +3,56 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
+#include <string>
 
 #include "kernels/cluster/rules.hpp"
-#include "kernels/common/numeric.hpp"
+#include "tests/reference/attend.hpp"
+#include "tests/reference/cluster.hpp"
+#include "tests/reference/index.hpp"
+#include "tests/reference/select.hpp"
 
 namespace clusterkv::testing {
 namespace {
 
-constexpr int kBlock = 64;
+/// Scores of the library differ by this from those of the reference: fp32 sums over head_dim.
+constexpr double kRankTolerance = 1e-4;
+/// In steps of a format: how near the middle of two steps fp32 may round the other way.
+constexpr double kMiddle = 2e-4;
 
-double dot(const Vec& a, const Vec& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+std::size_t at(int i) {
+  return static_cast<std::size_t>(i);
 }
 
-Vec mean_of(const std::vector<const Vec*>& rows) {
-  Vec mean(rows.front()->size());
-  for (const Vec* row : rows) {
-    for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += (*row)[d];
-  }
-  for (double& x : mean) x /= static_cast<double>(rows.size());
-  return mean;
+int count_of(const NaiveCluster& cluster) {
+  return static_cast<int>(cluster.tokens.size());
 }
 
-double round_to(double x, DType dtype) {
-  const auto value = static_cast<float>(x);
-  if (dtype == DType::kF16) return f16_to_float(float_to_f16(value));
-  if (dtype == DType::kBF16) return bf16_to_float(float_to_bf16(value));
-  return value;
+double log_sum_exp(const Vec& x) {
+  const double max = *std::max_element(x.begin(), x.end());
+  double sum = 0;
+  for (const double v : x) sum += std::exp(v - max);
+  return max + std::log(sum);
+}
+
+double norm(const Vec& x) {
+  return std::sqrt(reference::dot(x, x));
+}
+
+double distance(const Vec& a, const Vec& b) {
+  Vec difference = a;
+  for (std::size_t d = 0; d < a.size(); ++d) difference[d] -= b[d];
+  return norm(difference);
+}
+
+void require(bool condition, const std::string& what) {
+  if (!condition) throw Mismatch(what);
+}
+
+/// Distance of x / step from the middle of two integers.
+bool is_near_middle(double x, double step) {
+  const double ratio = x / step;
+  return std::abs(ratio - std::floor(ratio) - 0.5) < kMiddle;
 }
 
 }  // namespace
@@ -41,366 +62,331 @@ NaiveCache::NaiveCache(const CacheConfig& config)
       scale_(config.model.softmax_scale > 0 ? config.model.softmax_scale
                                             : 1 / std::sqrt(config.model.head_dim)) {}
 
+int NaiveCache::model_layer(int layer) const {
+  return config_.model.layers.empty() ? layer : config_.model.layers[at(layer)];
+}
+
 bool NaiveCache::is_dense_layer(int layer) const {
-  const auto& ids = config_.model.layers;
-  return (ids.empty() ? layer : ids[static_cast<std::size_t>(layer)]) < config_.select.dense_layers;
+  return model_layer(layer) < config_.select.dense_layers;
 }
 
 int NaiveCache::sinks(const Sequence& s) const {
   return std::min(s.length, config_.cluster.sink_tokens);
 }
 
-bool NaiveCache::is_everything(const Sequence& s, int layer, int budget) const {
-  return is_dense_layer(layer) || s.ranges.empty() ||
-         s.length <= double{config_.select.dense_threshold} * budget;
-}
-
-int NaiveCache::length(SequenceId id) const {
-  return sequences_.at(id).length;
-}
-
 const NaiveCache::Row& NaiveCache::row(SequenceId id, int layer, int token, int kv_head) const {
-  return sequences_.at(id).rows[static_cast<std::size_t>(layer)][static_cast<std::size_t>(token)]
-                               [static_cast<std::size_t>(kv_head)];
+  return sequences_.at(id).rows[at(layer)][at(token)][at(kv_head)];
+}
+
+int NaiveCache::clustered(SequenceId id, int layer) const {
+  const Sequence& s = sequences_.at(id);
+  return is_dense_layer(layer) ? 0 : std::max(0, s.visible_end - sinks(s));
+}
+
+bool NaiveCache::attends_to_all(SequenceId id, int layer, int budget) const {
+  const double limit = double{config_.select.dense_threshold} * budget;
+  return clustered(id, layer) == 0 || sequences_.at(id).length <= limit;
+}
+
+bool NaiveCache::is_doubtful(SequenceId id, int layer, int kv_head) const {
+  const Sequence& s = sequences_.at(id);
+  if (s.segments.empty()) return false;
+  const auto& segments = s.segments[at(layer)][at(kv_head)];
+  return std::any_of(segments.begin(), segments.end(),
+                     [](const NaiveSegment& segment) { return segment.smallest_gap < 1e-5; });
 }
 
 // ---------------------------------------------------------------------------------- one step
 
 void NaiveCache::step(const StepRow& row, const std::vector<std::vector<std::vector<Row>>>& rows) {
   Sequence& s = sequences_[row.id];
-  seal(s);
+  make_visible(s);
   s.rows.resize(rows.size());
   for (std::size_t layer = 0; layer < rows.size(); ++layer) {
     for (std::vector<Row> heads : rows[layer]) {
       for (Row& r : heads) {
-        for (double& x : r.key) x = round_to(x, config_.model.kv_dtype);
-        for (double& x : r.value) x = round_to(x, config_.model.kv_dtype);
+        for (double& x : r.key) x = reference::rounded(config_.model.kv_dtype, x);
+        for (double& x : r.value) x = reference::rounded(config_.model.kv_dtype, x);
       }
       s.rows[layer].push_back(std::move(heads));
     }
   }
-  const int before = s.length;
-  s.length += row.num_new_tokens;
-  const ClusterConfig& c = config_.cluster;
-  const bool decode = row.phase == Phase::kDecode;
-  const int end = decode ? before : s.length;
-  int first = std::max(s.visible_end, std::min(c.sink_tokens, s.length));
-  const auto add = [&](int count, int least) {
-    s.sealing.emplace_back(first, first + count);
-    s.sealing_clusters.push_back(cluster::num_clusters(count, c.tokens_per_cluster, least));
-    first += count;
-  };
-  const int whole = decode ? c.window_tokens : c.segment_tokens;
-  while (whole > 0 && end - first >= whole) add(whole, decode ? c.min_window_clusters : 1);
-  if (row.phase == Phase::kPrefillLast && end - first >= c.window_tokens) add(end - first, 1);
+  decide_sealing(s, row);
 }
 
-void NaiveCache::seal(Sequence& s) {
-  const auto heads = static_cast<std::size_t>(config_.model.num_kv_heads);
-  s.segments.resize(static_cast<std::size_t>(config_.model.num_layers),
-                    std::vector<std::vector<NaiveSegment>>(heads));
-  for (std::size_t i = 0; i < s.sealing.size(); ++i) {
-    const auto [first, last] = s.sealing[i];
-    int first_block = 0;
-    for (const int clusters : s.cluster_counts) first_block += (clusters + kBlock - 1) / kBlock;
+void NaiveCache::decide_sealing(Sequence& s, const StepRow& row) const {
+  const ClusterConfig& c = config_.cluster;
+  const bool decode = row.phase == Phase::kDecode;
+  const int before = s.length;
+  s.length += row.num_new_tokens;
+  const int end = decode ? before : s.length;  // decoded tokens wait for a later step
+  int first = std::max(s.visible_end, sinks(s));
+  const auto seal = [&](int count) {
+    const int least = decode ? c.min_window_clusters : 1;
+    s.sealing.push_back(
+        {first, first + count, cluster::num_clusters(count, c.tokens_per_cluster, least)});
+    first += count;
+  };
+  const int run = decode ? c.window_tokens : c.segment_tokens;
+  while (run > 0 && end - first >= run) seal(run);
+  if (row.phase == Phase::kPrefillLast && end - first >= c.window_tokens) seal(end - first);
+}
+
+void NaiveCache::make_visible(Sequence& s) const {
+  s.segments.resize(at(config_.model.num_layers),
+                    std::vector<std::vector<NaiveSegment>>(at(config_.model.num_kv_heads)));
+  for (const Sealing& sealing : s.sealing) {
     for (int layer = 0; layer < config_.model.num_layers; ++layer) {
       if (is_dense_layer(layer)) continue;
       for (int head = 0; head < config_.model.num_kv_heads; ++head) {
-        s.segments[static_cast<std::size_t>(layer)][static_cast<std::size_t>(head)].push_back(
-            cluster(s, layer, head, first, last, s.sealing_clusters[i], first_block));
+        s.segments[at(layer)][at(head)].push_back(cluster(s, layer, head, sealing));
       }
     }
-    s.ranges.emplace_back(first, last);
-    s.cluster_counts.push_back(s.sealing_clusters[i]);
-    s.visible_end = last;
+    s.visible_end = sealing.last;
   }
   s.sealing.clear();
-  s.sealing_clusters.clear();
 }
 
 // ---------------------------------------------------------------------------- cluster, index
 
-std::vector<int> NaiveCache::kmeans(const std::vector<Vec>& keys, std::vector<Vec> centroids,
-                                    double& smallest_gap) const {
-  std::vector<int> labels(keys.size());
-  for (int iteration = 0; iteration < config_.cluster.kmeans_iterations; ++iteration) {
-    for (std::size_t i = 0; i < keys.size(); ++i) {
-      double best = -std::numeric_limits<double>::infinity();
-      double second = best;
-      for (std::size_t c = 0; c < centroids.size(); ++c) {
-        double score = dot(keys[i], centroids[c]);
-        const double norm2 = dot(centroids[c], centroids[c]);
-        if (config_.cluster.metric == Metric::kCosine) score /= std::max(std::sqrt(norm2), 1e-12);
-        if (config_.cluster.metric == Metric::kL2) score -= norm2 / 2;
-        if (score > best) {
-          second = best;
-          best = score;
-          labels[i] = static_cast<int>(c);
-        } else {
-          second = std::max(second, score);
-        }
-      }
-      if (centroids.size() > 1) {
-        const double size = std::max({std::abs(best), std::sqrt(dot(keys[i], keys[i])), 1e-30});
-        smallest_gap = std::min(smallest_gap, (best - second) / size);
-      }
-    }
-    for (std::size_t c = 0; c < centroids.size(); ++c) {
-      std::vector<const Vec*> members;
-      for (std::size_t i = 0; i < keys.size(); ++i) {
-        if (labels[i] == static_cast<int>(c)) members.push_back(&keys[i]);
-      }
-      if (!members.empty()) centroids[c] = mean_of(members);
+NaiveSegment NaiveCache::cluster(const Sequence& s, int layer, int kv_head,
+                                 const Sealing& sealing) const {
+  const ClusterConfig& c = config_.cluster;
+  const int count = sealing.last - sealing.first;
+  std::vector<Vec> keys, values;
+  for (int t = sealing.first; t < sealing.last; ++t) {
+    const Row& r = s.rows[at(layer)][at(t)][at(kv_head)];
+    keys.push_back(r.key);
+    values.push_back(r.value);
+  }
+  std::vector<std::int32_t> starts(at(count));
+  if (c.seed != 0) {
+    cluster::random_starts(cluster::start_seed(c.seed, model_layer(layer), kv_head, sealing.first),
+                           count, sealing.num_clusters, starts.data());
+  } else {
+    for (int i = 0; i < sealing.num_clusters; ++i) {
+      starts[at(i)] = cluster::even_start(i, count, sealing.num_clusters);
     }
   }
-  return labels;
-}
-
-Vec NaiveCache::stored(const Vec& x) const {
-  Vec result = x;
-  double largest = 0;
-  for (const double v : x) largest = std::max(largest, std::abs(v));
-  const double scale = std::max(largest / 127, 1e-12);
-  for (double& v : result) {
-    if (config_.cluster.index_dtype == IndexDType::kInt8) v = std::nearbyint(v / scale) * scale;
-    if (config_.cluster.index_dtype == IndexDType::kBF16) v = round_to(v, DType::kBF16);
-  }
-  return result;
-}
-
-NaiveSegment NaiveCache::cluster(const Sequence& s, int layer, int kv_head, int first, int last,
-                                 int clusters, int first_block) const {
-  const auto row_at = [&](int token) -> const Row& {
-    return s.rows[static_cast<std::size_t>(layer)][static_cast<std::size_t>(token)]
-                 [static_cast<std::size_t>(kv_head)];
-  };
-  const int count = last - first;
-  std::vector<Vec> keys;
-  for (int t = first; t < last; ++t) keys.push_back(row_at(t).key);
-  std::vector<std::int32_t> drawn(static_cast<std::size_t>(count));
-  const auto& ids = config_.model.layers;
-  const int model_layer = ids.empty() ? layer : ids[static_cast<std::size_t>(layer)];
-  cluster::random_starts(cluster::start_seed(config_.cluster.seed, model_layer, kv_head, first),
-                         count, clusters, drawn.data());
-  std::vector<Vec> starts;
-  for (int c = 0; c < clusters; ++c) {
-    const int token = config_.cluster.seed != 0 ? drawn[static_cast<std::size_t>(c)]
-                                                : cluster::even_start(c, count, clusters);
-    starts.push_back(keys[static_cast<std::size_t>(token)]);
-  }
-  NaiveSegment segment;
-  const std::vector<int> labels = kmeans(keys, starts, segment.smallest_gap);
-  const auto dim = keys.front().size();
-  segment.profile.assign(dim, 0.0);
-  std::vector<Vec> variances;
-  for (int c = 0; c < clusters; ++c) {
-    NaiveCluster made;
-    std::vector<const Vec*> member_keys, member_values;
-    for (int i = 0; i < count; ++i) {
-      if (labels[static_cast<std::size_t>(i)] != c) continue;
-      made.tokens.push_back(first + i);
-      member_keys.push_back(&row_at(first + i).key);
-      member_values.push_back(&row_at(first + i).value);
-    }
-    if (made.tokens.empty()) continue;
-    made.id = kBlock * first_block + static_cast<int>(segment.clusters.size());
-    const Vec mean = mean_of(member_keys);
-    Vec variance(dim);
-    for (const Vec* key : member_keys) {
-      for (std::size_t d = 0; d < dim; ++d) variance[d] += std::pow((*key)[d] - mean[d], 2);
-    }
-    for (std::size_t d = 0; d < dim; ++d) {
-      segment.profile[d] += variance[d] / count;
-      variance[d] /= static_cast<double>(member_keys.size());
-    }
-    variances.push_back(variance);
-    made.mean_key = stored(mean);
-    made.mean_value = stored(mean_of(member_values));
+  starts.resize(at(sealing.num_clusters));
+  const reference::Assignment assignment =
+      reference::kmeans(keys, {starts.begin(), starts.end()}, c.metric, c.kmeans_iterations);
+  const reference::IndexedSegment indexed =
+      reference::index_segment(keys, values, assignment.labels);
+  NaiveSegment segment{{}, indexed.profile, indexed.value_sum, assignment.smallest_gap};
+  for (const reference::IndexedCluster& from : indexed.clusters) {
+    NaiveCluster made{from.tokens, stored(from.mean_key), stored(from.mean_value), from.spread};
+    for (int& token : made.tokens) token += sealing.first;
     segment.clusters.push_back(std::move(made));
-  }
-  for (std::size_t c = 0; c < segment.clusters.size(); ++c) {
-    double sum = 0;
-    int live = 0;
-    for (std::size_t d = 0; d < dim; ++d) {
-      if (segment.profile[d] <= 0) continue;
-      sum += variances[c][d] / segment.profile[d];
-      ++live;
-    }
-    segment.clusters[c].spread = live > 0 ? sum / live : 0;
   }
   return segment;
 }
 
-bool NaiveCache::is_doubtful(SequenceId id, int layer, int kv_head) const {
-  const Sequence& s = sequences_.at(id);
-  if (s.segments.empty()) return false;
-  const auto& segments =
-      s.segments[static_cast<std::size_t>(layer)][static_cast<std::size_t>(kv_head)];
-  return std::any_of(segments.begin(), segments.end(),
-                     [](const NaiveSegment& segment) { return segment.smallest_gap < 1e-5; });
+StoredMean NaiveCache::stored(const Vec& mean) const {
+  StoredMean result{mean, Vec(mean.size())};
+  if (config_.cluster.index_dtype == IndexDType::kF32) return result;
+  const reference::Int8Row int8 = reference::int8_row(mean);
+  for (std::size_t d = 0; d < mean.size(); ++d) {
+    const bool is_int8 = config_.cluster.index_dtype == IndexDType::kInt8;
+    const double step =
+        is_int8 ? int8.scale : std::ldexp(1.0, std::ilogb(std::max(std::abs(mean[d]), 1e-30)) - 7);
+    result.value[d] =
+        is_int8 ? int8.codes[d] * int8.scale : reference::rounded(DType::kBF16, mean[d]);
+    if (is_near_middle(mean[d], step)) result.slack[d] = step;
+  }
+  return result;
 }
 
 // ------------------------------------------------------------------------------------ select
 
-std::vector<NaiveCache::Score> NaiveCache::scores(const Sequence& s, int layer, int kv_head,
+std::vector<NaiveCache::Member> NaiveCache::members(const Sequence& s, int layer,
+                                                    int kv_head) const {
+  std::vector<Member> result;
+  if (s.segments.empty()) return result;
+  for (const NaiveSegment& segment : s.segments[at(layer)][at(kv_head)]) {
+    for (const NaiveCluster& cluster : segment.clusters) result.push_back({&segment, &cluster});
+  }
+  return result;
+}
+
+std::vector<NaiveCache::Score> NaiveCache::scores(const std::vector<Member>& members,
                                                   const Vec& query) const {
+  const bool is_int8 = config_.cluster.index_dtype == IndexDType::kInt8;
+  const Vec scored = is_int8 ? reference::quantised_query(query) : query;
+  const bool has_spread = config_.select.tail == Tail::kSecondMoment;
   std::vector<Score> result;
-  for (const NaiveSegment& segment :
-       s.segments[static_cast<std::size_t>(layer)][static_cast<std::size_t>(kv_head)]) {
-    double query_spread = 0;
+  for (const auto& [segment, cluster] : members) {
+    const double spread = has_spread ? cluster->spread : 0;
+    const auto exact =
+        reference::score(query, cluster->key.value, spread, segment->profile, scale_);
+    const double z = reference::score(scored, cluster->key.value, 0, segment->profile, scale_).z;
+    double slack = 0;
     for (std::size_t d = 0; d < query.size(); ++d) {
-      query_spread += 0.5 * scale_ * scale_ * query[d] * query[d] * segment.profile[d];
+      slack += scale_ * std::abs(query[d]) * cluster->key.slack[d];
     }
-    for (const NaiveCluster& cluster : segment.clusters) {
-      const double z = scale_ * dot(query, cluster.mean_key);
-      const double w =
-          config_.select.tail == Tail::kSecondMoment ? cluster.spread * query_spread : 0;
-      result.push_back({&cluster, z, z + std::log1p(w)});
-    }
+    // Results move by e^slack - 1, which is more than the slack, and less than this.
+    slack = std::expm1(1.1 * slack);
+    result.push_back({z / reference::kLog2E, (z + exact.t - exact.z) / reference::kLog2E, slack});
   }
   return result;
 }
 
-NaiveChoice NaiveCache::choose(SequenceId id, int layer, int head, const std::vector<Vec>& queries,
-                               int budget) const {
+double NaiveCache::slack_of_sum(const std::vector<Score>& scores, const Vec& logs, double total) {
+  double slack = 0;
+  for (std::size_t c = 0; c < scores.size(); ++c)
+    slack += std::exp(logs[c] - total) * scores[c].slack;
+  return slack;
+}
+
+std::vector<int> NaiveCache::taken(SequenceId id, int layer, int kv_head,
+                                   const std::vector<std::int32_t>& positions,
+                                   const std::vector<std::int32_t>& row_counts) const {
   const Sequence& s = sequences_.at(id);
-  NaiveChoice choice;
-  if (is_dense_layer(layer) || s.ranges.empty()) return choice;
-  const bool per_query_head = config_.select.grouping == HeadGrouping::kPerQueryHead;
-  const int group = config_.model.num_q_heads / config_.model.num_kv_heads;
-  const int kv_head = per_query_head ? head / group : head;
-  struct Candidate {
-    double key;
-    int id, size;
+  const std::vector<Member> all = members(s, layer, kv_head);
+  std::vector<int> result(all.size());
+  std::size_t next = 0;
+  const auto expect = [&](int token) {
+    require(next < positions.size() && positions[next] == token,
+            "token_ids: entry " + std::to_string(next) + " is not " + std::to_string(token));
+    ++next;
   };
-  std::vector<Candidate> candidates;
-  for (const Vec& query : queries) {
-    const std::vector<Score> all = scores(s, layer, kv_head, query);
-    double max = -std::numeric_limits<double>::infinity();
-    for (const Score& score : all) max = std::max(max, score.t);
-    double sum = 0;
-    for (const Score& score : all) sum += std::exp(score.t - max);
-    if (candidates.empty()) {
-      for (const Score& score : all) {
-        candidates.push_back(
-            {0, score.cluster->id, static_cast<int>(score.cluster->tokens.size())});
-      }
-    }
+  for (int token = 0; token < sinks(s); ++token) expect(token);
+  std::size_t c = 0;
+  for (const std::int32_t rows : row_counts) {
+    require(next < positions.size(), "token_ids: ends within the choice");
+    while (c < all.size() && all[c].cluster->tokens.front() != positions[next]) ++c;
+    require(c < all.size(), "token_ids: an entry begins with " + std::to_string(positions[next]) +
+                                ", which begins no later cluster");
+    require(rows >= 1 && rows <= count_of(*all[c].cluster), "row_counts: more than the cluster");
+    for (int i = 0; i < rows; ++i) expect(all[c].cluster->tokens[at(i)]);
+    result[c++] = rows;
+  }
+  const int first_pending = is_dense_layer(layer) ? sinks(s) : std::max(sinks(s), s.visible_end);
+  for (int token = first_pending; token < s.length; ++token) expect(token);
+  require(next == positions.size(), "token_ids: more than sinks, choice and pending");
+  return result;
+}
+
+bool NaiveCache::check_choice(SequenceId id, int layer, int kv_head, const std::vector<Vec>& judges,
+                              const std::vector<int>& taken, int budget) const {
+  const std::vector<Member> all = members(sequences_.at(id), layer, kv_head);
+  const int clustered_tokens = clustered(id, layer);
+  const int sum = std::accumulate(taken.begin(), taken.end(), 0);
+  const int wanted =
+      attends_to_all(id, layer, budget) ? clustered_tokens : std::min(budget, clustered_tokens);
+  require(sum == wanted,
+          "the choice has " + std::to_string(sum) + " rows, not " + std::to_string(wanted));
+  if (sum == clustered_tokens) return true;
+
+  const bool alone = config_.select.grouping == HeadGrouping::kPerQueryHead;
+  std::vector<int> sizes;
+  for (const Member& member : all) sizes.push_back(count_of(*member.cluster));
+  Vec rank(all.size()), slack(all.size());
+  for (const Vec& query : judges) {
+    const std::vector<Score> of_head = scores(all, query);
+    Vec t;
+    for (const Score& score : of_head) t.push_back(score.t);
+    const double total = log_sum_exp(t);
+    const double total_slack = slack_of_sum(of_head, t, total);
     for (std::size_t c = 0; c < all.size(); ++c) {
-      candidates[c].key += per_query_head ? all[c].z : std::exp(all[c].t - max) / sum;
+      rank[c] += alone ? of_head[c].z : std::exp(t[c] - total);
+      slack[c] = std::max(slack[c], of_head[c].slack + (alone ? 0 : total_slack));
     }
   }
-  if (is_everything(s, layer, budget)) {
-    for (const Candidate& c : candidates) choice.clusters.emplace_back(c.id, c.size);
-    return choice;
+  // Votes in logs, so that tolerances are relative. Below e^-80 fp32 has lost them.
+  if (!alone) {
+    for (double& r : rank) r = std::log(std::max(r, 1.8e-35));
   }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.key > b.key; });
-  int left = budget;
-  std::size_t i = 0;
-  for (; i < candidates.size() && left > 0; ++i) {
-    const int take = std::min(left, candidates[i].size);
-    choice.clusters.emplace_back(candidates[i].id, take);
-    left -= take;
-  }
-  // The order among those taken whole does not matter; that around the trimmed one does.
-  const auto gap_between = [&](std::size_t a, std::size_t b) {
-    return (candidates[a].key - candidates[b].key) / std::max(1e-30, std::abs(candidates[a].key));
-  };
-  if (i < candidates.size()) choice.gap = std::min(choice.gap, gap_between(i - 1, i));
-  if (i >= 2) choice.gap = std::min(choice.gap, gap_between(i - 2, i - 1));
-  std::sort(choice.clusters.begin(), choice.clusters.end());
-  return choice;
-}
-
-std::vector<int> NaiveCache::positions(SequenceId id, int layer, int kv_head,
-                                       const NaiveChoice& choice) const {
-  const Sequence& s = sequences_.at(id);
-  std::vector<int> result(static_cast<std::size_t>(sinks(s)));
-  std::iota(result.begin(), result.end(), 0);
-  const int stored_end = s.ranges.empty() ? sinks(s) : s.visible_end;
-  if (is_dense_layer(layer)) {
-    for (int t = sinks(s); t < stored_end; ++t) result.push_back(t);
-  } else if (!s.ranges.empty()) {
-    for (const auto& [cluster_id, rows] : choice.clusters) {
-      for (const NaiveSegment& segment :
-           s.segments[static_cast<std::size_t>(layer)][static_cast<std::size_t>(kv_head)]) {
-        for (const NaiveCluster& cluster : segment.clusters) {
-          if (cluster.id != cluster_id) continue;
-          result.insert(result.end(), cluster.tokens.begin(), cluster.tokens.begin() + rows);
-        }
-      }
+  // A cluster taken whole may not rank below one that was not; the trimmed one lies between.
+  for (std::size_t in = 0; in < all.size(); ++in) {
+    for (std::size_t out = 0; out < all.size(); ++out) {
+      if (taken[in] == 0 || taken[out] == sizes[out] || in == out) continue;
+      if (taken[in] < sizes[in] && taken[out] > 0) throw Mismatch("two clusters are trimmed");
+      const double gap = rank[out] - rank[in];
+      require(gap <= kRankTolerance + slack[in] + slack[out],
+              "the choice leaves out a cluster that ranks above another by " + std::to_string(gap));
     }
   }
-  for (int t = stored_end; t < s.length; ++t) result.push_back(t);
-  return result;
+  return reference::choose(rank, sizes, budget) == taken;
 }
 
 // ------------------------------------------------------------------------------------ attend
 
-NaiveOutput NaiveCache::attend(SequenceId id, int layer, int q_head, const std::vector<Vec>& group,
-                               const NaiveChoice& choice, int budget) const {
+std::vector<NaiveCache::Kept> NaiveCache::kept(const std::vector<Member>& members,
+                                               const std::vector<Vec>& judges) const {
+  std::vector<Kept> result(members.size(), Kept::kNo);
+  const double limit = std::log(std::max(double{config_.select.tail_share}, 1e-300));
+  for (const Vec& judge : judges) {
+    const std::vector<Score> of_head = scores(members, judge);
+    Vec mass;
+    for (std::size_t c = 0; c < members.size(); ++c) {
+      mass.push_back(of_head[c].t + std::log(count_of(*members[c].cluster)));
+    }
+    const double total = log_sum_exp(mass);
+    const double total_slack = slack_of_sum(of_head, mass, total);
+    for (std::size_t c = 0; c < members.size(); ++c) {
+      const double above = mass[c] - total - limit;
+      if (std::abs(above) < kRankTolerance + of_head[c].slack + total_slack) {
+        if (result[c] == Kept::kNo) result[c] = Kept::kDoubtful;
+      } else if (above > 0) {
+        result[c] = Kept::kYes;
+      }
+    }
+  }
+  return result;
+}
+
+NaiveOutput NaiveCache::attend(SequenceId id, int layer, int kv_head, const Vec& query,
+                               const std::vector<Vec>& judges,
+                               const std::vector<int>& taken) const {
   const Sequence& s = sequences_.at(id);
-  const int heads_per_kv = config_.model.num_q_heads / config_.model.num_kv_heads;
-  const int kv_head = q_head / heads_per_kv;
-  const Vec& query = group[static_cast<std::size_t>(q_head % heads_per_kv)];
-  std::vector<std::pair<double, const Vec*>> terms;  // (logit, value)
-  std::vector<double> weights;
-  for (const int token : positions(id, layer, kv_head, choice)) {
-    const Row& r = row(id, layer, token, kv_head);
-    terms.emplace_back(scale_ * dot(query, r.key), &r.value);
-    weights.push_back(1);
+  const std::vector<Member> all = members(s, layer, kv_head);
+  std::vector<reference::Term> terms;
+  const auto add_row = [&](int token) {
+    const Row& r = s.rows[at(layer)][at(token)][at(kv_head)];
+    terms.push_back({scale_ * reference::dot(query, r.key), 1, r.value});
+  };
+  const int first_pending = is_dense_layer(layer) ? sinks(s) : std::max(sinks(s), s.visible_end);
+  for (int token = 0; token < sinks(s); ++token) add_row(token);
+  for (std::size_t c = 0; c < all.size(); ++c) {
+    for (int i = 0; i < taken[c]; ++i) add_row(all[c].cluster->tokens[at(i)]);
   }
-  Vec mean_of_all;
-  const bool tail = config_.select.tail != Tail::kNone && !is_everything(s, layer, budget);
-  if (tail) {
-    std::vector<const Vec*> values;
-    for (int t = sinks(s); t < s.visible_end; ++t)
-      values.push_back(&row(id, layer, t, kv_head).value);
-    mean_of_all = mean_of(values);
-    // A cluster is kept if it matters to any head of the group; alone when heads choose alone.
-    std::vector<Vec> judges = group;
-    if (config_.select.grouping == HeadGrouping::kPerQueryHead) judges = {query};
-    std::vector<bool> kept;
-    for (const Vec& judge : judges) {
-      const std::vector<Score> all = scores(s, layer, kv_head, judge);
-      double max = -std::numeric_limits<double>::infinity();
-      for (const Score& score : all) max = std::max(max, score.t);
-      double sum = 0;
-      for (const Score& score : all) {
-        sum += static_cast<double>(score.cluster->tokens.size()) * std::exp(score.t - max);
-      }
-      kept.resize(all.size());
-      for (std::size_t c = 0; c < all.size(); ++c) {
-        const double mass =
-            static_cast<double>(all[c].cluster->tokens.size()) * std::exp(all[c].t - max);
-        if (mass >= double{config_.select.tail_share} * sum) kept[c] = true;
+  for (int token = first_pending; token < s.length; ++token) add_row(token);
+  const std::size_t num_rows = terms.size();
+
+  std::vector<std::size_t> tail;  // clusters of the terms after the rows
+  std::vector<Kept> is_kept;
+  std::vector<Score> of_query;
+  Vec mean_of_all(query.size());
+  if (config_.select.tail != Tail::kNone && !all.empty()) {
+    for (const NaiveSegment& segment : s.segments[at(layer)][at(kv_head)]) {
+      for (std::size_t d = 0; d < query.size(); ++d) {
+        mean_of_all[d] += segment.value_sum[d] / clustered(id, layer);
       }
     }
-    const std::vector<Score> all = scores(s, layer, kv_head, query);
+    is_kept = kept(all, judges);
+    of_query = scores(all, query);
     for (std::size_t c = 0; c < all.size(); ++c) {
-      int taken = 0;
-      for (const auto& [cluster_id, rows] : choice.clusters) {
-        if (cluster_id == all[c].cluster->id) taken = rows;
-      }
-      const int rest = static_cast<int>(all[c].cluster->tokens.size()) - taken;
+      const int rest = count_of(*all[c].cluster) - taken[c];
       if (rest == 0) continue;
-      terms.emplace_back(all[c].t, kept[c] ? &all[c].cluster->mean_value : &mean_of_all);
-      weights.push_back(rest);
+      const bool own = is_kept[c] != Kept::kNo;
+      terms.push_back({of_query[c].t, static_cast<double>(rest),
+                       own ? all[c].cluster->value.value : mean_of_all});
+      tail.push_back(c);
     }
   }
-  NaiveOutput result;
-  result.out.assign(query.size(), 0.0);
-  double max = -std::numeric_limits<double>::infinity();
-  for (const auto& term : terms) max = std::max(max, term.first);
-  double sum = 0;
-  for (std::size_t i = 0; i < terms.size(); ++i) {
-    const double e = weights[i] * std::exp(terms[i].first - max);
-    sum += e;
-    for (std::size_t d = 0; d < query.size(); ++d) result.out[d] += e * (*terms[i].second)[d];
+  const reference::State state = reference::softmax(terms, static_cast<int>(query.size()));
+  NaiveOutput result{state.out, state.lse, 0, 0};
+  for (std::size_t i = 0; i < tail.size(); ++i) {
+    const reference::Term& term = terms[num_rows + i];
+    const std::size_t c = tail[i];
+    const double share = term.weight * std::exp(term.logit - state.lse);
+    result.lse_slack += share * of_query[c].slack;
+    result.out_slack += share * of_query[c].slack * distance(term.value, state.out);
+    if (is_kept[c] != Kept::kNo) result.out_slack += share * norm(all[c].cluster->value.slack);
+    if (is_kept[c] == Kept::kDoubtful)
+      result.out_slack += share * distance(term.value, mean_of_all);
   }
-  for (double& x : result.out) x = sum > 0 ? x / sum : 0;
-  result.lse = sum > 0 ? max + std::log(sum) : -std::numeric_limits<double>::infinity();
   return result;
 }
 

@@ -1,45 +1,56 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The whole algorithm in fp64, as plainly as possible. Shares with the library only what is
-// specification: the number of clusters, the seeded start, and how stored values are rounded.
+// The whole cache in fp64 from the reference ops: lengths, sealing, choice, attention.
+//
+// It is told what the library chose and says whether that was right, so that an fp32 near-tie does
+// not make everything after it incomparable. Where rounding may fall either way it says how much
+// that can move a result: its `slack`.
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <utility>
+#include <stdexcept>
 #include <vector>
 
 #include "clusterkv/config.hpp"
 #include "clusterkv/step.hpp"
+#include "tests/reference/numeric.hpp"
 
 namespace clusterkv::testing {
 
-using Vec = std::vector<double>;
+using reference::Vec;
+
+/// The library did something that the reference rules out.
+class Mismatch : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A mean as the index stores it.
+struct StoredMean {
+  Vec value;
+  /// What each element may be off by: a step of the format where a mean lies so near the middle of
+  /// two steps that fp32 may round it the other way; else 0.
+  Vec slack;
+};
 
 struct NaiveCluster {
-  int id;                   ///< 64 * block + cluster in block
   std::vector<int> tokens;  ///< positions, in stored order
-  Vec mean_key, mean_value;
+  StoredMean key, value;
   double spread = 0;
 };
 
 struct NaiveSegment {
   std::vector<NaiveCluster> clusters;
-  Vec profile;
-  /// Smallest relative gap between the best and second best cluster of any assignment: below 1e-5
-  /// the library's fp32 may decide otherwise.
-  double smallest_gap = 1;
-};
-
-struct NaiveChoice {
-  std::vector<std::pair<int, int>> clusters;  ///< (id, rows), ascending
-  /// Relative difference between the worst key that is in and the best that is out.
-  double gap = 1;
+  Vec profile, value_sum;
+  double smallest_gap = 1;  ///< of an assignment, relative: see reference::Assignment
 };
 
 struct NaiveOutput {
   Vec out;
   double lse = 0;
+  double out_slack = 0;  ///< |o| may be off by this
+  double lse_slack = 0;
 };
 
 class NaiveCache {
@@ -53,48 +64,72 @@ class NaiveCache {
   void step(const StepRow& row, const std::vector<std::vector<std::vector<Row>>>& rows);
   void remove(SequenceId id) { sequences_.erase(id); }
 
-  /// What the library should choose. `head`: a KV head, or a query head per query head.
-  [[nodiscard]] NaiveChoice choose(SequenceId id, int layer, int head,
-                                   const std::vector<Vec>& queries, int budget) const;
-  /// Attention of one query head over sinks, the choice and pending, with the tail.
-  [[nodiscard]] NaiveOutput attend(SequenceId id, int layer, int q_head,
-                                   const std::vector<Vec>& group, const NaiveChoice& choice,
-                                   int budget) const;
-  /// Positions a choice stands for, in order.
-  [[nodiscard]] std::vector<int> positions(SequenceId id, int layer, int kv_head,
-                                           const NaiveChoice& choice) const;
-  [[nodiscard]] int length(SequenceId id) const;
-  /// Whether some assignment was too close for fp32.
-  [[nodiscard]] bool is_doubtful(SequenceId id, int layer, int kv_head) const;
+  [[nodiscard]] int length(SequenceId id) const { return sequences_.at(id).length; }
   [[nodiscard]] const Row& row(SequenceId id, int layer, int token, int kv_head) const;
+  /// Tokens that a choice may take from in a layer; 0 if it is dense.
+  [[nodiscard]] int clustered(SequenceId id, int layer) const;
+  /// Whether the rule makes a step attend to everything.
+  [[nodiscard]] bool attends_to_all(SequenceId id, int layer, int budget) const;
+  /// Whether some assignment was too close for fp32, so that clusters may differ.
+  [[nodiscard]] bool is_doubtful(SequenceId id, int layer, int kv_head) const;
+
+  /// Rows taken of each cluster, from the positions of a list and the row count of each of its
+  /// entries. \throws Mismatch unless they are sinks, first rows of clusters in order, pending.
+  [[nodiscard]] std::vector<int> taken(SequenceId id, int layer, int kv_head,
+                                       const std::vector<std::int32_t>& positions,
+                                       const std::vector<std::int32_t>& row_counts) const;
+
+  /// Whether the prefix rule allows the choice: exactly `budget` rows or all, and no cluster left
+  /// out that ranks above one taken. `judges`: queries of the heads that choose together.
+  /// \return whether it is the reference's own choice too; if not, ranks were as good as equal
+  /// \throws Mismatch
+  bool check_choice(SequenceId id, int layer, int kv_head, const std::vector<Vec>& judges,
+                    const std::vector<int>& taken, int budget) const;
+
+  /// Attention of `query` over sinks, taken rows and pending, with the tail.
+  /// \param judges  queries of the heads that decide together which value means are read
+  [[nodiscard]] NaiveOutput attend(SequenceId id, int layer, int kv_head, const Vec& query,
+                                   const std::vector<Vec>& judges,
+                                   const std::vector<int>& taken) const;
 
  private:
+  struct Sealing {
+    int first, last, num_clusters;
+  };
   struct Sequence {
     int length = 0;
-    int visible_end = 0;                       ///< position after the last visible segment
-    std::vector<std::pair<int, int>> sealing;  ///< [first, last), visible from the next step on
-    std::vector<int> sealing_clusters;         ///< of each, before empty ones are dropped
-    std::vector<int> cluster_counts;           ///< the same of visible segments
-    std::vector<std::pair<int, int>> ranges;   ///< of visible segments
-    std::vector<std::vector<std::vector<Row>>> rows;               ///< [layer][token][kv_head]
-    std::vector<std::vector<std::vector<NaiveSegment>>> segments;  ///< [layer][kv_head][segment]
+    int visible_end = 0;                              ///< position after the last visible segment
+    std::vector<Sealing> sealing;                     ///< visible from the next step on
+    std::vector<std::vector<std::vector<Row>>> rows;  ///< [layer][token][kv_head]
+    std::vector<std::vector<std::vector<NaiveSegment>>> segments;  ///< [layer][kv_head]
   };
+  /// One cluster for one query, in natural logs.
   struct Score {
-    const NaiveCluster* cluster;
     double z, t;
+    double slack;
   };
+  struct Member {
+    const NaiveSegment* segment;
+    const NaiveCluster* cluster;
+  };
+  /// Whether a value mean is read; doubtful: fp32 may see it otherwise.
+  enum class Kept : std::uint8_t { kNo, kYes, kDoubtful };
 
+  [[nodiscard]] int model_layer(int layer) const;
   [[nodiscard]] bool is_dense_layer(int layer) const;
-  [[nodiscard]] bool is_everything(const Sequence& s, int layer, int budget) const;
   [[nodiscard]] int sinks(const Sequence& s) const;
-  void seal(Sequence& s);
-  [[nodiscard]] NaiveSegment cluster(const Sequence& s, int layer, int kv_head, int first, int last,
-                                     int clusters, int first_block) const;
-  [[nodiscard]] std::vector<int> kmeans(const std::vector<Vec>& keys, std::vector<Vec> centroids,
-                                        double& smallest_gap) const;
-  [[nodiscard]] Vec stored(const Vec& x) const;
-  [[nodiscard]] std::vector<Score> scores(const Sequence& s, int layer, int kv_head,
+  void make_visible(Sequence& s) const;
+  void decide_sealing(Sequence& s, const StepRow& row) const;
+  [[nodiscard]] NaiveSegment cluster(const Sequence& s, int layer, int kv_head,
+                                     const Sealing& sealing) const;
+  [[nodiscard]] StoredMean stored(const Vec& mean) const;
+  [[nodiscard]] std::vector<Member> members(const Sequence& s, int layer, int kv_head) const;
+  [[nodiscard]] std::vector<Score> scores(const std::vector<Member>& members,
                                           const Vec& query) const;
+  /// How far a sum of exponentials may be off, relatively; `total`: its log.
+  static double slack_of_sum(const std::vector<Score>& scores, const Vec& logs, double total);
+  [[nodiscard]] std::vector<Kept> kept(const std::vector<Member>& members,
+                                       const std::vector<Vec>& judges) const;
 
   CacheConfig config_;
   double scale_;

@@ -4,11 +4,21 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
+#include <limits>
+
+#include "tests/reference/numeric.hpp"
 
 namespace clusterkv::testing {
 namespace {
 
 constexpr int kTopics = 12;
+constexpr std::byte kPattern{0x7d};
+
+reference::SmallFloat format_of(DType dtype) {
+  return dtype == DType::kF16 ? reference::kF16Format : reference::kBF16Format;
+}
+
 enum Kind : std::uint64_t { kTopic, kKey, kValue, kQuery };
 
 std::uint64_t mix(std::uint64_t x) {
@@ -102,6 +112,72 @@ double relative_difference(const std::vector<float>& a, const std::vector<float>
     norm += std::pow(double{b[i]}, 2);
   }
   return std::sqrt(difference / std::max(norm, 1e-30));
+}
+
+// ------------------------------------------------------------------------------- typed tensors
+
+TypedTensor::TypedTensor(std::array<std::int64_t, 3> shape, DType dtype, Layout layout) {
+  const auto [rows, heads, dim] = shape;
+  view_ = contiguous_view(nullptr, dtype, {rows, heads, dim});
+  if (layout == Layout::kByHead) view_.stride = {dim, rows * dim, 1};
+  if (layout == Layout::kPadded) view_.stride = {heads * (dim + 3) + 5, dim + 3, 1};
+  if (layout == Layout::kStrided) view_.stride = {heads * dim * 2, dim * 2, 2};
+  std::int64_t last = 0;
+  for (std::size_t axis = 0; axis < 3; ++axis) last += (shape[axis] - 1) * view_.stride[axis];
+  const std::int64_t elements = rows * heads * dim > 0 ? last + 1 : 1;
+  bytes_.assign(static_cast<std::size_t>(elements) * size_of(dtype), kPattern);
+  view_.data = bytes_.data();
+}
+
+/// Bytes from the start of the tensor to an element, counted row-major.
+std::size_t TypedTensor::offset(std::size_t element) const {
+  const auto heads = static_cast<std::size_t>(view_.shape[1]);
+  const auto dim = static_cast<std::size_t>(view_.shape[2]);
+  const std::size_t index[] = {element / dim / heads, element / dim % heads, element % dim};
+  std::size_t at = 0;
+  for (std::size_t axis = 0; axis < 3; ++axis) {
+    at += index[axis] * static_cast<std::size_t>(view_.stride[axis]);
+  }
+  return at * size_of(view_.dtype);
+}
+
+void TypedTensor::write(const std::vector<float>& values) {
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    std::byte* to = bytes_.data() + offset(i);
+    if (view_.dtype == DType::kF32) {
+      std::memcpy(to, &values[i], sizeof values[i]);
+    } else {
+      const std::uint16_t bits = reference::encode(format_of(view_.dtype), double{values[i]});
+      std::memcpy(to, &bits, sizeof bits);
+    }
+  }
+}
+
+std::vector<double> TypedTensor::read() const {
+  std::vector<double> values;
+  const auto count = static_cast<std::size_t>(view_.shape[0] * view_.shape[1] * view_.shape[2]);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::byte* from = bytes_.data() + offset(i);
+    float value = 0;
+    std::uint16_t bits = 0;
+    std::memcpy(&value, from, view_.dtype == DType::kF32 ? sizeof value : 0);
+    std::memcpy(&bits, from, sizeof bits);
+    values.push_back(view_.dtype == DType::kF32 ? double{value}
+                                                : reference::decode(format_of(view_.dtype), bits));
+  }
+  return values;
+}
+
+bool TypedTensor::gaps_untouched() const {
+  std::vector<bool> used(bytes_.size());
+  const auto count = static_cast<std::size_t>(view_.shape[0] * view_.shape[1] * view_.shape[2]);
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t b = 0; b < size_of(view_.dtype); ++b) used[offset(i) + b] = true;
+  }
+  for (std::size_t b = 0; b < bytes_.size(); ++b) {
+    if (!used[b] && bytes_[b] != kPattern) return false;
+  }
+  return true;
 }
 
 Output output_row(const Output& batch, int query_row, int num_q_heads) {

@@ -4,6 +4,9 @@
 // lived alone, in a batch, or cut into other chunks.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -43,6 +46,34 @@ double relative_difference(const std::vector<float>& a, const std::vector<float>
 
 /// The query rows of one plan row, cut out of a batch's output.
 Output output_row(const Output& batch, int query_row, int num_q_heads);
+
+/// Numbers in any dtype and layout, as an engine may hand them in or want them back.
+class TypedTensor {
+ public:
+  enum class Layout : std::uint8_t {
+    kDense,    ///< [row, head, dim]
+    kByHead,   ///< [head, row, dim]: HND
+    kPadded,   ///< rows and heads with unused elements between them
+    kStrided,  ///< the last axis too has a stride; only where the API allows it
+  };
+  static constexpr int kLayouts = 4;
+
+  /// Filled with a pattern that is no number a test uses.
+  TypedTensor(std::array<std::int64_t, 3> shape, DType dtype, Layout layout);
+
+  void write(const std::vector<float>& values);
+  /// As stored: rounded to the dtype.
+  [[nodiscard]] std::vector<double> read() const;
+  [[nodiscard]] const TensorView& view() const { return view_; }
+  /// Whether all elements between rows still hold the pattern.
+  [[nodiscard]] bool gaps_untouched() const;
+
+ private:
+  [[nodiscard]] std::size_t offset(std::size_t element) const;
+
+  std::vector<std::byte> bytes_;
+  TensorView view_;
+};
 
 /// A cache or selector whose sequences each have a TokenSource.
 template <class Cache>

@@ -83,8 +83,8 @@ class Replay {
         pool_(make_thread_pool(2)),
         harness_(config, limits(recorded, budgets), {Backend::kCpu, pool_.get(), nullptr}) {
     for (const int budget : budgets) {
-      rows_.push_back({harness_.cache.add_sequence(), recorded.query_start, 0, Phase::kPrefillLast,
-                       budget});
+      rows_.push_back(
+          {harness_.cache.add_sequence(), recorded.query_start, 0, Phase::kPrefillLast, budget});
     }
     append(0, recorded.query_start);
     for (StepRow& row : rows_) row = {row.id, 1, 1, Phase::kDecode, row.budget_tokens};

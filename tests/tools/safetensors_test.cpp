@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include "clusterkv/error.hpp"
-#include "tests/support/random.hpp"
 #include "tests/support/data.hpp"
+#include "tests/support/random.hpp"
 #include "tools/clusterkv/trace.hpp"
 
 namespace clusterkv::tool {

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/attend/rules.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+
+namespace clusterkv::attend {
+namespace {
+
+// Pieces are [i * size, (i + 1) * size): they cover every row once if the last one begins inside
+// and ends at or after the end.
+void expect_cover(std::int64_t total, std::int64_t size, int pieces, int limit) {
+  ASSERT_LE(pieces, limit) << total;
+  ASSERT_GE(pieces * size, total) << total;
+  ASSERT_TRUE(total == 0 || (pieces - 1) * size < total) << total;
+}
+
+TEST(RowPieces, CoverEveryRowOnceWithinTheLimit) {
+  for (std::int64_t rows = 0; rows < 70000; ++rows) {
+    expect_cover(rows, rows_per_piece(rows), num_row_pieces(rows), kMaxRowPieces);
+  }
+  for (std::int64_t rows = 1; rows < (std::int64_t{1} << 40); rows = rows * 3 + 1) {
+    expect_cover(rows, rows_per_piece(rows), num_row_pieces(rows), kMaxRowPieces);
+  }
+}
+
+TEST(RowPieces, AreWholeTilesAndAsSmallAsTheLimitAllows) {
+  for (std::int64_t rows = 1; rows < 5000; ++rows) {
+    const std::int64_t size = rows_per_piece(rows);
+    EXPECT_EQ(size % kRowTile, 0);
+    EXPECT_GT(rows, (size - kRowTile) * kMaxRowPieces);
+  }
+  EXPECT_EQ(rows_per_piece(1024), 64);
+  EXPECT_EQ(rows_per_piece(1025), 128);
+  EXPECT_EQ(num_row_pieces(0), 0);
+  EXPECT_EQ(num_row_pieces(1), 1);
+  EXPECT_EQ(num_row_pieces(65), 2);
+}
+
+TEST(TailPieces, CoverEveryBlockOnceWithinTheLimit) {
+  for (int blocks = 0; blocks < 20000; ++blocks) {
+    expect_cover(blocks, blocks_per_piece(blocks), num_tail_pieces(blocks), kMaxTailPieces);
+  }
+  constexpr int kMost = 1 << 24;  // 2^30 clusters
+  expect_cover(kMost, blocks_per_piece(kMost), num_tail_pieces(kMost), kMaxTailPieces);
+}
+
+TEST(TailPieces, AreMultiplesOfFourFromEightOn) {
+  EXPECT_EQ(blocks_per_piece(1), 8);
+  EXPECT_EQ(blocks_per_piece(256), 8);
+  EXPECT_EQ(blocks_per_piece(257), 12);
+  for (int blocks = 1; blocks < 5000; ++blocks) EXPECT_EQ(blocks_per_piece(blocks) % 4, 0);
+  EXPECT_EQ(num_tail_pieces(0), 0);
+  EXPECT_EQ(num_tail_pieces(8), 1);
+  EXPECT_EQ(num_tail_pieces(9), 2);
+}
+
+TEST(IsKept, FromTheShareOn) {
+  EXPECT_TRUE(is_kept(1.0F, 4.0F, 0.25F));
+  EXPECT_FALSE(is_kept(0.999F, 4.0F, 0.25F));
+  EXPECT_TRUE(is_kept(0.0F, 4.0F, 0.0F));
+  EXPECT_FALSE(is_kept(std::numeric_limits<float>::quiet_NaN(), 4.0F, 0.25F));
+}
+
+}  // namespace
+}  // namespace clusterkv::attend
