@@ -137,7 +137,7 @@ void LayerStep::copy_lists(const SelectionReader& reader) {
 void LayerStep::combine_totals() {
   const int group = model_.num_q_heads / model_.num_kv_heads;
   for (int row = 0; row < num_rows_; ++row) {
-    if (!select::is_scored(views_[row])) continue;
+    if (!views_[row].is_scored()) continue;
     for (int q_head = 0; q_head < model_.num_q_heads; ++q_head) {
       float sum = 0.0F;
       plan_.scratch.totals[row * model_.num_q_heads + q_head] =
@@ -246,7 +246,7 @@ void LayerStep::count_list(int row, int head, Part part, StepStats& stats) const
   const SequenceView& view = views_[row];
   const int served = model_.num_q_heads / lists.selection_heads;
   const std::int64_t selected = dense_ ? view.num_stored : lists.num_rows[lists.list(row, head)];
-  const bool scored = !dense_ && select::is_scored(view);
+  const bool scored = !dense_ && view.is_scored();
   const bool estimated = scored && select_.tail != Tail::kNone;
   const std::int64_t element = dense_ ? 0
                                       : static_cast<std::int64_t>(IndexStore::element_bytes(

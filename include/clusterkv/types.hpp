@@ -43,7 +43,7 @@ struct TensorView {
   std::array<std::int64_t, kMaxRank> shape{};
   std::array<std::int64_t, kMaxRank> stride{};
 
-  [[nodiscard]] bool empty() const noexcept { return rank == 0; }
+  [[nodiscard]] constexpr bool empty() const noexcept { return rank == 0; }
 };
 
 /// A dense row-major view of host memory: the last axis has stride 1.

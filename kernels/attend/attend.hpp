@@ -33,13 +33,13 @@ struct Partials {
   int num_q_heads;
   int head_dim;
 
-  [[nodiscard]] std::int64_t at(int row, int q_head, int piece) const {
+  [[nodiscard]] CLUSTERKV_HD std::int64_t at(int row, int q_head, int piece) const {
     return (static_cast<std::int64_t>(row) * num_q_heads + q_head) * kMaxPieces + piece;
   }
-  [[nodiscard]] PartialHead& head(int row, int q_head, int piece) const {
+  [[nodiscard]] CLUSTERKV_HD PartialHead& head(int row, int q_head, int piece) const {
     return heads[at(row, q_head, piece)];
   }
-  [[nodiscard]] float* output(int row, int q_head, int piece) const {
+  [[nodiscard]] CLUSTERKV_HD float* output(int row, int q_head, int piece) const {
     return outputs + at(row, q_head, piece) * head_dim;
   }
 };

@@ -42,17 +42,21 @@ CLUSTERKV_HD inline std::uint64_t start_seed(std::uint64_t seed, int model_layer
   return state;
 }
 
+/// A random number below `limit`.
+CLUSTERKV_HD inline int draw(std::uint64_t& state, int limit) {
+  return static_cast<int>(((splitmix64(state) >> 32) * static_cast<std::uint64_t>(limit)) >> 32);
+}
+
 /// `num_clusters` distinct random tokens: the first entries of `tokens` after a partial
 /// Fisher-Yates shuffle. `tokens` has room for num_tokens.
 CLUSTERKV_HD inline void random_starts(std::uint64_t state, int num_tokens, int num_clusters,
                                        std::int32_t* tokens) {
   for (int i = 0; i < num_tokens; ++i) tokens[i] = i;
   for (int i = 0; i < num_clusters; ++i) {
-    const auto left = static_cast<std::uint64_t>(num_tokens - i);
-    const auto draw = static_cast<int>(((splitmix64(state) >> 32) * left) >> 32);
-    const std::int32_t other = tokens[i + draw];
-    tokens[i + draw] = tokens[i];
-    tokens[i] = other;
+    const int other = i + draw(state, num_tokens - i);
+    const std::int32_t token = tokens[other];
+    tokens[other] = tokens[i];
+    tokens[i] = token;
   }
 }
 

@@ -47,6 +47,9 @@ struct SequenceView {
   std::int32_t budget_tokens;
   std::int32_t query_row;  ///< row of the query tensor; -1: does not attend in this step
   bool everything;         ///< attends to all its rows: short, or a plan without a choice
+
+  /// Whether clusters are scored: it attends, and has a choice.
+  [[nodiscard]] CLUSTERKV_HD bool is_scored() const { return query_row >= 0 && !everything; }
 };
 
 /// Rows of one layer: plane h holds the rows of KV head h.

@@ -62,9 +62,14 @@ CLUSTERKV_HD inline std::uint32_t score_key(float z) {
 }
 
 /// The radix passes of the selection: 11, 11 and 10 bits, highest first.
-inline constexpr int kPassShift[3] = {21, 10, 0};
-inline constexpr int kPassBits[3] = {11, 11, 10};
+inline constexpr int kPasses = 3;
 inline constexpr int kPassBins = 1 << 11;
+CLUSTERKV_HD constexpr int pass_bits(int pass) {
+  return pass < 2 ? 11 : 10;
+}
+CLUSTERKV_HD constexpr int pass_shift(int pass) {
+  return pass == 0 ? 21 : (pass == 1 ? 10 : 0);
+}
 
 /// Rows taken of a cluster when `left` rows of the budget remain: trimmed to its first rows.
 CLUSTERKV_HD inline int trim(int size, int left) {

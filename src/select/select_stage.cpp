@@ -19,7 +19,7 @@ void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, E
   item_starts[0] = 0;
   for (int list = 0; list < num_lists; ++list) {
     const SequenceView& row = params.rows[list / params.num_kv_heads];
-    const int tasks = is_scored(row) ? (row.num_blocks + kTaskBlocks - 1) / kTaskBlocks : 0;
+    const int tasks = row.is_scored() ? (row.num_blocks + kTaskBlocks - 1) / kTaskBlocks : 0;
     item_starts[list + 1] = item_starts[list] + tasks;
   }
   runtime::parallel_items(executor, item_starts, num_lists, [&](int list, int item) {

@@ -8,11 +8,6 @@
 
 namespace clusterkv::select {
 
-/// Whether this stage scores a row: it attends, and has a choice.
-inline bool is_scored(const SequenceView& row) {
-  return row.query_row >= 0 && !row.everything;
-}
-
 /// Scores of all rows. `item_starts` is scratch [num_rows * num_kv_heads + 1].
 void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, Executor& executor);
 

@@ -11,70 +11,35 @@
 
 #include "clusterkv/attention.hpp"
 #include "tests/support/cache_fixture.hpp"
+#include "tests/support/errors.hpp"
 
 namespace clusterkv::testing {
 namespace {
 
 constexpr int kMax = std::numeric_limits<int>::max();
 
-enum class Refusal { kShape, kDType, kValue, kStep, kCapacity, kBackend, kConfig };
-
-template <class E>
-bool throws_with(const std::function<void()>& call, const std::string& part) {
-  try {
-    call();
-  } catch (const E& error) {
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos)
-        << error.what() << "\nlacks: " << part;
-    return true;
-  } catch (const std::exception& error) {
-    ADD_FAILURE() << "another type of error: " << error.what() << "\nfor: " << part;
-    return true;
-  }
-  return false;
-}
-
-void expect_refused(Refusal refusal, const std::function<void()>& call, const std::string& part) {
-  bool thrown = false;
-  switch (refusal) {
-    case Refusal::kShape: thrown = throws_with<ShapeError>(call, part); break;
-    case Refusal::kDType: thrown = throws_with<DTypeError>(call, part); break;
-    case Refusal::kValue: thrown = throws_with<ValueError>(call, part); break;
-    case Refusal::kStep: thrown = throws_with<StepError>(call, part); break;
-    case Refusal::kCapacity: thrown = throws_with<CapacityError>(call, part); break;
-    case Refusal::kBackend: thrown = throws_with<BackendUnavailable>(call, part); break;
-    case Refusal::kConfig: thrown = throws_with<ConfigError>(call, part); break;
-  }
-  EXPECT_TRUE(thrown) << "nothing thrown, expected: " << part;
-}
-
-struct Spoil {
-  Refusal refusal;
-  std::function<void(TensorView&)> how;
-};
-
-/// Ways to spoil any tensor.
-std::vector<Spoil> spoils(DType wrong) {
-  return {{Refusal::kShape, [](TensorView& t) { t.rank -= 1; }},
-          {Refusal::kShape, [](TensorView& t) { t.rank = -1; }},
-          {Refusal::kShape, [](TensorView& t) { t.rank = 6; }},
-          {Refusal::kShape, [](TensorView& t) { t.shape[0] += 1; }},
-          {Refusal::kShape, [](TensorView& t) { t.shape[1] = -1; }},
-          {Refusal::kShape, [](TensorView& t) { t.shape[1] = std::int64_t{1} << 40; }},
-          {Refusal::kShape, [](TensorView& t) { t.data = nullptr; }},
-          {Refusal::kShape, [](TensorView& t) { t.device.kind = Device::kCuda; }},
-          {Refusal::kDType, [=](TensorView& t) { t.dtype = wrong; }},
-          {Refusal::kDType, [](TensorView& t) { t.dtype = DType{77}; }}};
-}
+using Spoil = std::function<void(TensorView&)>;
 
 /// `call` with a good view, spoilt in every way.
 void expect_checked(const char* name, const TensorView& good, DType wrong,
                     const std::function<void(TensorView)>& call) {
-  for (const Spoil& spoil : spoils(wrong)) {
+  const std::vector<Spoil> shapes = {[](TensorView& t) { t.rank -= 1; },
+                                     [](TensorView& t) { t.rank = -1; },
+                                     [](TensorView& t) { t.rank = 6; },
+                                     [](TensorView& t) { t.shape[0] += 1; },
+                                     [](TensorView& t) { t.shape[1] = -1; },
+                                     [](TensorView& t) { t.shape[1] = std::int64_t{1} << 40; },
+                                     [](TensorView& t) { t.data = nullptr; },
+                                     [](TensorView& t) { t.device.kind = Device::kCuda; }};
+  for (const Spoil& spoil : shapes) {
     TensorView bad = good;
-    spoil.how(bad);
-    expect_refused(
-        spoil.refusal, [&] { call(bad); }, name);
+    spoil(bad);
+    expect_error<ShapeError>([&] { call(bad); }, name);
+  }
+  for (const DType dtype : {wrong, DType{77}}) {
+    TensorView bad = good;
+    bad.dtype = dtype;
+    expect_error<DTypeError>([&] { call(bad); }, name);
   }
 }
 
@@ -82,8 +47,7 @@ void expect_last_stride_checked(const char* name, const TensorView& good,
                                 const std::function<void(TensorView)>& call) {
   TensorView bad = good;
   bad.stride[static_cast<std::size_t>(bad.rank - 1)] = 2;
-  expect_refused(
-      Refusal::kShape, [&] { call(bad); }, name);
+  expect_error<ShapeError>([&] { call(bad); }, name);
 }
 
 /// A cache or selector in the middle of a step, and its twin.
@@ -161,57 +125,42 @@ TYPED_TEST(EntryPoints, CheckLayerAndStream) {
   cuda.backend = Backend::kCuda;
   for (const int layer : {-1, 2, kMax, std::numeric_limits<int>::min()}) {
     const std::string part = "layer: " + std::to_string(layer);
-    expect_refused(
-        Refusal::kShape, [&] { cache.append(layer, plan, this->key(), this->key()); }, part);
-    expect_refused(
-        Refusal::kShape, [&] { (void)cache.select(layer, plan, this->query()); }, part);
-    expect_refused(
-        Refusal::kShape, [&] { cache.token_ids(layer, plan, {}, {}, {}); }, part);
+    expect_error<ShapeError>([&] { cache.append(layer, plan, this->key(), this->key()); }, part);
+    expect_error<ShapeError>([&] { (void)cache.select(layer, plan, this->query()); }, part);
+    expect_error<ShapeError>([&] { cache.token_ids(layer, plan, {}, {}, {}); }, part);
   }
-  expect_refused(
-      Refusal::kBackend, [&] { cache.append(1, plan, this->key(), this->key(), cuda); }, "stream");
-  expect_refused(
-      Refusal::kBackend, [&] { (void)cache.select(0, plan, this->query(), cuda); }, "stream");
+  expect_error<BackendUnavailable>([&] { cache.append(1, plan, this->key(), this->key(), cuda); },
+                                   "stream");
+  expect_error<BackendUnavailable>([&] { (void)cache.select(0, plan, this->query(), cuda); },
+                                   "stream");
 }
 
 TYPED_TEST(EntryPoints, CheckPlansAndTheirOrder) {
   auto& cache = this->one_.cache;
   DecodePlan empty;
-  expect_refused(
-      Refusal::kStep, [&] { (void)cache.select(0, empty, this->query()); }, "plan");
-  expect_refused(
-      Refusal::kStep, [&] { cache.token_ids(0, empty, {}, {}, {}); }, "plan");
-  expect_refused(
-      Refusal::kStep, [&] { (void)cache.select(0, this->twin_.plan, this->query()); },
-      "another object");
-  expect_refused(
-      Refusal::kStep, [&] { (void)cache.select(1, this->one_.plan, this->query()); },
-      "layer: 1 was not appended");
+  expect_error<StepError>([&] { (void)cache.select(0, empty, this->query()); }, "plan");
+  expect_error<StepError>([&] { cache.token_ids(0, empty, {}, {}, {}); }, "plan");
+  expect_error<StepError>([&] { (void)cache.select(0, this->twin_.plan, this->query()); },
+                          "another object");
+  expect_error<StepError>([&] { (void)cache.select(1, this->one_.plan, this->query()); },
+                          "layer: 1 was not appended");
   const StepRow row{.id = this->id_};
-  expect_refused(
-      Refusal::kStep,
-      [&] {
-        cache.update(this->one_.plan, {&row, 1});
-      },
-      "append() of layer 1");
-  expect_refused(
-      Refusal::kStep,
+  expect_error<StepError>([&] { cache.update(this->one_.plan, {&row, 1}); }, "append() of layer 1");
+  expect_error<StepError>(
       [&] {
         (void)cache.plan({&row, 1}, {1, 1, 0}, this->one_.workspace());
       },
       "append() of layer 1");
-  expect_refused(
-      Refusal::kStep, [&] { cache.append(0, this->one_.plan, this->key(), this->key()); },
-      "layer: 0 was appended already");
+  expect_error<StepError>([&] { cache.append(0, this->one_.plan, this->key(), this->key()); },
+                          "layer: 0 was appended already");
 }
 
 TYPED_TEST(EntryPoints, RefuseLimitsThatNoMemoryHolds) {
   const CacheConfig config = this->config();
   for (const PlanLimits& limits : {PlanLimits{0, 1, 0}, PlanLimits{-1, 1, 0}, PlanLimits{1, 0, 0},
                                    PlanLimits{1, -7, 0}, PlanLimits{1, 1, -1}}) {
-    expect_refused(
-        Refusal::kShape, [&] { (void)TypeParam::memory_needs(config, Backend::kCpu, limits); },
-        "limits");
+    expect_error<ShapeError>([&] { (void)TypeParam::memory_needs(config, Backend::kCpu, limits); },
+                             "limits");
   }
   for (const PlanLimits& limits : {PlanLimits{kMax, 1, 0}, PlanLimits{1, kMax, 0},
                                    PlanLimits{1, 1, kMax}, PlanLimits{kMax, kMax, kMax}}) {
@@ -223,13 +172,11 @@ TYPED_TEST(EntryPoints, RefuseLimitsThatNoMemoryHolds) {
     } catch (const Error&) {
     }
   }
-  expect_refused(
-      Refusal::kBackend, [&] { (void)TypeParam::memory_needs(config, Backend::kCuda, {}); },
-      "CUDA");
+  expect_error<BackendUnavailable>(
+      [&] { (void)TypeParam::memory_needs(config, Backend::kCuda, {}); }, "CUDA");
   Resources cuda;
   cuda.backend = Backend::kCuda;
-  expect_refused(
-      Refusal::kBackend, [&] { TypeParam made(config, cuda); }, "CUDA");
+  expect_error<BackendUnavailable>([&] { TypeParam made(config, cuda); }, "CUDA");
 }
 
 using CacheCalls = EntryPoints<ClusterKVCache>;
@@ -269,9 +216,8 @@ TEST_F(CacheCalls, ReadRowsChecksEveryTensor) {
   expect_last_stride_checked("value", good, [&](TensorView t) { read(good, t); });
   constexpr std::int64_t kHuge = std::numeric_limits<std::int64_t>::max();
   for (const auto& [first, last] : {std::pair{kHuge - 3, kHuge}, std::pair{-kHuge - 1, kHuge}}) {
-    expect_refused(
-        Refusal::kShape, [&] { one_.cache.read_rows(0, id_, first, last, good, good); },
-        "first, last");
+    expect_error<ShapeError>([&] { one_.cache.read_rows(0, id_, first, last, good, good); },
+                             "first, last");
   }
 }
 
@@ -303,47 +249,35 @@ TEST_F(SelectorCalls, ToPagedChecksEveryTensor) {
   call(pages, 16, indptr, indices);
   TensorView bad = pages;
   bad.shape[0] = 2;
-  expect_refused(
-      Refusal::kShape, [&] { call(bad, 16, indptr, indices); }, "block_table");
+  expect_error<ShapeError>([&] { call(bad, 16, indptr, indices); }, "block_table");
   bad = pages;
   bad.rank = 1;
-  expect_refused(
-      Refusal::kShape, [&] { call(bad, 16, indptr, indices); }, "block_table");
+  expect_error<ShapeError>([&] { call(bad, 16, indptr, indices); }, "block_table");
   bad = pages;
   bad.dtype = DType::kF32;
-  expect_refused(
-      Refusal::kDType, [&] { call(bad, 16, indptr, indices); }, "block_table");
+  expect_error<DTypeError>([&] { call(bad, 16, indptr, indices); }, "block_table");
   for (const int block : {0, -1}) {
-    expect_refused(
-        Refusal::kShape, [&] { call(pages, block, indptr, indices); }, "block_tokens");
+    expect_error<ShapeError>([&] { call(pages, block, indptr, indices); }, "block_tokens");
   }
-  expect_refused(
-      Refusal::kShape, [&] { call(pages, 4, indptr, indices); }, "block_table");
+  expect_error<ShapeError>([&] { call(pages, 4, indptr, indices); }, "block_table");
   bad = indptr;
   bad.shape[0] = 2;
-  expect_refused(
-      Refusal::kShape, [&] { call(pages, 16, bad, indices); }, "indptr");
+  expect_error<ShapeError>([&] { call(pages, 16, bad, indices); }, "indptr");
   bad = indptr;
   bad.dtype = DType::kF32;
-  expect_refused(
-      Refusal::kDType, [&] { call(pages, 16, bad, indices); }, "indptr");
+  expect_error<DTypeError>([&] { call(pages, 16, bad, indices); }, "indptr");
   bad = indices;
   bad.shape[0] = 10;
-  expect_refused(
-      Refusal::kShape, [&] { call(pages, 16, indptr, bad); }, "indices");
+  expect_error<ShapeError>([&] { call(pages, 16, indptr, bad); }, "indices");
   bad = indices;
   bad.dtype = DType::kF32;
-  expect_refused(
-      Refusal::kDType, [&] { call(pages, 16, indptr, bad); }, "indices");
+  expect_error<DTypeError>([&] { call(pages, 16, indptr, bad); }, "indices");
   table[1] = -4;
-  expect_refused(
-      Refusal::kValue, [&] { call(pages, 16, indptr, indices); }, "block_table");
+  expect_error<ValueError>([&] { call(pages, 16, indptr, indices); }, "block_table");
   table[1] = kMax / 16;
-  expect_refused(
-      Refusal::kValue, [&] { call(pages, 16, indptr, indices); }, "block_table");
+  expect_error<ValueError>([&] { call(pages, 16, indptr, indices); }, "block_table");
   table[0] = kMax;
-  expect_refused(
-      Refusal::kValue, [&] { call(pages, kMax, indptr, indices); }, "block_table");
+  expect_error<ValueError>([&] { call(pages, kMax, indptr, indices); }, "block_table");
 }
 
 TEST(ToPaged, RefusesEntriesBeyond64BitsToo) {
@@ -353,8 +287,7 @@ TEST(ToPaged, RefusesEntriesBeyond64BitsToo) {
   const Selection one_token = d.select(0);
   const std::int32_t page = kMax;
   std::vector<std::int32_t> starts(5), entries(4);
-  expect_refused(
-      Refusal::kValue,
+  expect_error<ValueError>(
       [&] {
         d.cache.to_paged(0, d.plan, one_token, contiguous_view(&page, DType::kI32, {1, 1}), kMax,
                          contiguous_view(starts.data(), DType::kI32, {5}),
@@ -364,8 +297,7 @@ TEST(ToPaged, RefusesEntriesBeyond64BitsToo) {
 }
 
 TEST_F(SelectorCalls, ValuesAreGivenAlwaysOrNever) {
-  expect_refused(
-      Refusal::kShape, [&] { one_.cache.append(1, one_.plan, key(), {}); }, "value");
+  expect_error<ShapeError>([&] { one_.cache.append(1, one_.plan, key(), {}); }, "value");
 }
 
 }  // namespace

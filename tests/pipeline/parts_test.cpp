@@ -59,10 +59,11 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
 }
 
 TEST(PartsOfTheWhole, BudgetOfAllTokensGivesTheDenseResult) {
-  for (const IndexDType dtype : {IndexDType::kInt8, IndexDType::kF32}) {
+  for (const HeadGrouping grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
     for (const Tail tail : {Tail::kNone, Tail::kMean, Tail::kSecondMoment}) {
       CacheConfig config = exact_index_config();
-      config.cluster.index_dtype = dtype;
+      config.cluster.index_dtype = IndexDType::kInt8;
+      config.select.grouping = grouping;
       config.select.tail = tail;
       config.select.budget_tokens = 1000;
       Driver<ClusterKVCache> d(config);

@@ -88,8 +88,8 @@ TEST(ScoreKey, ZeroTiesWithMinusZero) {
 TEST(Passes, CoverAllBitsOnce) {
   std::uint64_t seen = 0;
   for (int pass = 0; pass < 3; ++pass) {
-    EXPECT_LE(1 << kPassBits[pass], kPassBins);
-    const std::uint64_t mask = ((std::uint64_t{1} << kPassBits[pass]) - 1) << kPassShift[pass];
+    EXPECT_LE(1 << pass_bits(pass), kPassBins);
+    const std::uint64_t mask = ((std::uint64_t{1} << pass_bits(pass)) - 1) << pass_shift(pass);
     EXPECT_EQ(seen & mask, 0U);
     seen |= mask;
   }

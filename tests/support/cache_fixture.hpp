@@ -129,6 +129,14 @@ class Driver : public Harness<Cache> {
     for (int layer = 0; layer < cache.config().model.num_layers; ++layer) append(layer, stream);
   }
 
+  /// All tokens of a sequence so far, [token, num_kv_heads, head_dim].
+  std::vector<float> all_keys(SequenceId id, int layer) {
+    return sources_[id].keys(layer, 0, cache.length(id));
+  }
+  std::vector<float> all_values(SequenceId id, int layer) {
+    return sources_[id].values(layer, 0, cache.length(id));
+  }
+
   /// One step of all layers.
   Outputs step(const std::vector<StepRow>& rows, Stream stream = {}) {
     begin(rows);

@@ -98,10 +98,10 @@ class Chooser {
   Pivot find_pivot() const {
     std::uint32_t prefix = 0;
     std::int64_t left = std::min<std::int64_t>(row_.budget_tokens, row_.num_stored);
-    for (int pass = 0; pass < 3; ++pass) {
-      const int shift = kPassShift[pass];
-      const int bins = 1 << kPassBits[pass];
-      const int prefix_shift = shift + kPassBits[pass];
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int shift = pass_shift(pass);
+      const int bins = 1 << pass_bits(pass);
+      const int prefix_shift = shift + pass_bits(pass);
       std::fill(scratch_.histogram, scratch_.histogram + bins, 0);
       for (int c = 0; c < num_clusters(); ++c) {
         const std::uint32_t key = scratch_.keys[c];
