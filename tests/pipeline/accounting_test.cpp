@@ -71,6 +71,7 @@ TEST_P(Accounts, OfEveryStepIsExact) {
     EXPECT_EQ(s.row_bytes,
               s.attended_tokens * 2 * 64 * static_cast<std::int64_t>(size_of(GetParam().kv_dtype)));
     EXPECT_GT(s.scored_clusters, s.selected_clusters);
+    EXPECT_EQ(s.scored_clusters, d.cache.stats().clusters * heads / 2) << "all, once a list";
     EXPECT_EQ(s.estimates, 2 * 2 * 6) << "every query head of the sparse layers";
     EXPECT_GT(s.estimated_mass, 0);
     EXPECT_LT(s.estimated_mass, static_cast<double>(s.estimates));

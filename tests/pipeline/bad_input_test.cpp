@@ -178,6 +178,21 @@ TEST_F(BadCall, StaleAndForeignPlansAreRefused) {
   expect_error<StepError>([&] { h_.cache.append(0, old, one, one); }, "was removed");
 }
 
+TEST(StalePlan, OfASequencePlannedAgainIsRefused) {
+  const CacheConfig config = small_config(small_model());
+  const PlanLimits limits{1, 8, 0};
+  Harness<ClusterKVCache> h(config, limits);
+  const std::vector<StepRow> rows = {{h.cache.add_sequence(), 4}};
+  const std::vector<float> key(4 * 2 * 64, 0.5F);
+  h.begin(rows);
+  h.append(0, key, key);
+  const auto memory = aligned_bytes(h.workspace().bytes);
+  const DecodePlan newer =
+      h.cache.plan(rows, limits, {memory.get(), h.workspace().bytes, nullptr, 0});
+  expect_error<StepError>([&] { h.append(0, key, key); }, "planned again");
+  h.cache.append(0, newer, h.kv_view(key), h.kv_view(key));
+}
+
 TEST_F(BadCall, SelectionsAreChecked) {
   const TensorView query = h_.query_view(query_);
   Output output;

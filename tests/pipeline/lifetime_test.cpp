@@ -238,6 +238,20 @@ TEST_P(Life, EveryTokenOfTheCapacityIsUsable) {
   }
 }
 
+TEST_P(Life, ManyLivesFitIntoTheCapacityOfOne) {
+  CacheConfig config = config_of(GetParam());
+  config.max_sequences = 1;
+  config.max_tokens = 400;
+  Driver<ClusterKVCache> d(config, {1, 400, 0});
+  for (int life = 0; life < 40; ++life) {
+    const SequenceId id = d.add(1);
+    d.prefill(id, 399);
+    d.decode(id);
+    d.cache.remove(id);
+  }
+  EXPECT_EQ(d.cache.stats().live_tokens, 0);
+}
+
 TEST_P(Life, LengthsAdvanceInPlan) {
   Driver<ClusterKVCache> d(config_of(GetParam()));
   const SequenceId id = d.add(1);
