@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "tests/reference/index.hpp"
 
@@ -86,12 +87,45 @@ std::vector<OpCase> op_cases() {
   return cases;
 }
 
-GuardedBytes::GuardedBytes(std::size_t bytes) : bytes_(bytes + 2 * kGuard, kCanary) {}
+namespace {
+
+TestMemory test_memory = {[](std::size_t bytes) { return operator new(bytes); },
+                          [](void* memory) { operator delete(memory); },
+                          [](const void*, std::size_t) {}};
+
+}  // namespace
+
+void set_test_memory(const TestMemory& memory) {
+  test_memory = memory;
+}
+
+GuardedBytes::GuardedBytes(std::size_t bytes)
+    : memory_(static_cast<std::byte*>(test_memory.allocate(bytes + 2 * kGuard))), size_(bytes) {
+  std::fill_n(memory_, bytes + 2 * kGuard, kCanary);
+  test_memory.mark_written(data(), bytes);
+}
+
+GuardedBytes::GuardedBytes(const GuardedBytes& other) : GuardedBytes(other.size_) {
+  std::copy_n(other.memory_, size_ + 2 * kGuard, memory_);
+}
+
+GuardedBytes::GuardedBytes(GuardedBytes&& other) noexcept
+    : memory_(std::exchange(other.memory_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+GuardedBytes& GuardedBytes::operator=(GuardedBytes other) noexcept {
+  std::swap(memory_, other.memory_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+GuardedBytes::~GuardedBytes() {
+  if (memory_ != nullptr) test_memory.release(memory_);
+}
 
 bool GuardedBytes::guards_intact() const {
   const auto is_canary = [](std::byte b) { return b == kCanary; };
-  return std::all_of(bytes_.begin(), bytes_.begin() + kGuard, is_canary) &&
-         std::all_of(bytes_.end() - kGuard, bytes_.end(), is_canary);
+  return std::all_of(memory_, memory_ + kGuard, is_canary) &&
+         std::all_of(data() + size_, data() + size_ + kGuard, is_canary);
 }
 
 TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows,
@@ -275,6 +309,13 @@ bool TestIndex::same_block(const std::vector<GuardedBytes>& before, int kv_head,
     if (std::memcmp(before[i].data() + at * bytes, arrays_[i].data() + at * bytes, bytes) != 0) {
       return false;
     }
+  }
+  return true;
+}
+
+bool TestIndex::same_all(const std::vector<GuardedBytes>& other) const {
+  for (std::size_t i = 0; i < arrays_.size(); ++i) {
+    if (std::memcmp(other[i].data(), arrays_[i].data(), arrays_[i].size()) != 0) return false;
   }
   return true;
 }

@@ -34,13 +34,26 @@ std::string name_of(const OpCase& c);  ///< cpu_bf16_d128
 /// All backends of this build x dtypes x head_dims.
 std::vector<OpCase> op_cases();
 
+/// Where test memory comes from. Suites of device kernels put their executor's here, so that it sees
+/// every access; what lies between the guards counts as written.
+struct TestMemory {
+  void* (*allocate)(std::size_t bytes);
+  void (*release)(void* memory);
+  void (*mark_written)(const void* memory, std::size_t bytes);
+};
+void set_test_memory(const TestMemory& memory);
+
 /// Memory with canaries on both sides, all 0xFF.
 class GuardedBytes {
  public:
   explicit GuardedBytes(std::size_t bytes = 0);
-  std::byte* data() { return bytes_.data() + kGuard; }
-  [[nodiscard]] const std::byte* data() const { return bytes_.data() + kGuard; }
-  [[nodiscard]] std::size_t size() const { return bytes_.size() - 2 * kGuard; }
+  GuardedBytes(const GuardedBytes& other);
+  GuardedBytes(GuardedBytes&& other) noexcept;
+  GuardedBytes& operator=(GuardedBytes other) noexcept;
+  ~GuardedBytes();
+  std::byte* data() { return memory_ + kGuard; }
+  [[nodiscard]] const std::byte* data() const { return memory_ + kGuard; }
+  [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] bool guards_intact() const;
   template <class T>
   T* as() {
@@ -49,7 +62,8 @@ class GuardedBytes {
 
  private:
   static constexpr std::size_t kGuard = 4096;
-  std::vector<std::byte> bytes_;
+  std::byte* memory_;
+  std::size_t size_;
 };
 
 /// A float array of a kernel: NaN until written, with guards.
@@ -122,6 +136,7 @@ class TestIndex {
   [[nodiscard]] std::size_t at(int kv_head, std::uint32_t block, int cluster);
   [[nodiscard]] bool guards_intact() const;
   [[nodiscard]] std::vector<GuardedBytes> snapshot() const { return arrays_; }
+  [[nodiscard]] bool same_all(const std::vector<GuardedBytes>& other) const;
   /// Whether the index bytes of a block and head are as they were.
   [[nodiscard]] bool same_block(const std::vector<GuardedBytes>& before, int kv_head,
                                 std::uint32_t block);

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// attend_rows, attend_tail, merge_partials (stage 5, attend). Contract and shapes: attend/attend.hpp.
+//
+// Mapping: one block of threads per plan row, selection head and piece, row pieces first; the last
+//          one to finish merges all pieces in their order. Sizes come from the device, so one captured
+//          launch serves every length; blocks without a piece return.
+// Bound:   memory: rows and kept value means, each read once per eight query heads.
+#include <cstdint>
+
+#include "kernels/attend/cuda/attend_ops.hpp"
+#include "kernels/attend/cuda/merge.cuh"
+#include "kernels/attend/cuda/row_piece.cuh"
+#include "kernels/attend/cuda/tail_piece.cuh"
+#include "kernels/attend/rules.hpp"
+#include "kernels/common/dispatch.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+namespace {
+
+using attend::AttendParams;
+using attend::MergeParams;
+
+/// The rows of one plan row and selection head: sinks, chosen rows, pending.
+template <int kHeadDim>
+class RowFinder {
+ public:
+  __device__ RowFinder(const AttendParams& p, int row, int head)
+      : p_(p),
+        row_(p.rows[row]),
+        kv_head_(head / (p.lists.selection_heads / p.num_kv_heads)),
+        ids_(p.all_rows ? nullptr : p.lists.rows_of(row, head)),
+        middle_(p.all_rows ? row_.num_stored : p.lists.num_rows[p.lists.list(row, head)]) {}
+
+  [[nodiscard]] __device__ std::int64_t count() const {
+    return row_.num_sinks + middle_ + row_.num_pending;
+  }
+
+  __device__ RowAddress operator()(std::int64_t i) const {
+    const std::byte* row = find(i);
+    return {row, row + 2 * std::size_t{kHeadDim}};
+  }
+
+ private:
+  [[nodiscard]] __device__ const std::byte* find(std::int64_t i) const {
+    if (i < row_.num_sinks) return p_.live.row(kv_head_, paged_row(row_.live_pages, i));
+    i -= row_.num_sinks;
+    if (i >= middle_) {
+      const std::int64_t pending = row_.first_pending + i - middle_;
+      return p_.live.row(kv_head_, paged_row(row_.live_pages, pending));
+    }
+    return stored(ids_ == nullptr ? paged_row(row_.row_pages, i) : ids_[i]);
+  }
+
+  [[nodiscard]] __device__ const std::byte* stored(std::uint32_t row) const {
+    if (p_.slots.directory != nullptr) {
+      const std::uint32_t slot =
+          p_.slots.directory[kv_head_ * p_.slots.num_quads + row / kQuadRows];
+      if (slot != kNoSlot) {
+        const std::size_t slot_row = std::size_t{slot} * kQuadRows + row % kQuadRows;
+        return p_.slots.slots + static_cast<std::size_t>(kv_head_) * p_.slots.head_stride +
+               slot_row * p_.stored.row_bytes;
+      }
+    }
+    return p_.stored.row(kv_head_, row);
+  }
+
+  const AttendParams& p_;
+  const SequenceView& row_;
+  int kv_head_;
+  const std::uint32_t* ids_;
+  std::int64_t middle_;
+};
+
+template <int kHeadDim>
+struct AttendShared {
+  union {
+    PieceShared<kHeadDim> rows;
+    TailShared<kHeadDim> tail;
+  };
+  int is_last;
+};
+
+template <DType kDType, int kHeadDim>
+class Attender {
+ public:
+  __device__ Attender(const MergeParams& params, AttendShared<kHeadDim>& shared)
+      : params_(params),
+        p_(params.attend),
+        shared_(shared),
+        number_(static_cast<int>(blockIdx.z)),
+        head_(static_cast<int>(blockIdx.y)),
+        row_(p_.rows[number_]),
+        served_(p_.num_q_heads / p_.lists.selection_heads),
+        finder_(p_, number_, head_),
+        row_pieces_(attend::num_row_pieces(finder_.count())),
+        has_tail_(p_.tail != Tail::kNone && !p_.all_rows && !row_.everything),
+        tail_pieces_(has_tail_ ? attend::num_tail_pieces(row_.num_blocks) : 0) {}
+
+  __device__ void run(std::uint32_t* arrived) {
+    const int row_work = params_.rows_part ? row_pieces_ : 0;
+    const int work = row_work + (params_.tail_part ? tail_pieces_ : 0);
+    const auto item = static_cast<int>(blockIdx.x);
+    if (item >= (work > 0 ? work : 1)) return;  // the first block merges, be there nothing at all
+    for (int first = 0; first < served_ && item < work; first += kMaxPassHeads) {
+      const int heads = min(kMaxPassHeads, served_ - first);
+      item < row_work ? attend_rows(item, first, heads)
+                      : attend_tail(item - row_work, first, heads);
+    }
+    std::uint32_t* counter = arrived + p_.lists.list(number_, head_);
+    if (!arrive_last(counter, work > 0 ? work : 1, shared_.is_last)) return;
+    for (int g = 0; g < served_; ++g) merge(head_ * served_ + g);
+  }
+
+ private:
+  __device__ void attend_rows(int piece, int first, int heads) {
+    const int q_head = head_ * served_ + first;
+    const float* query =
+        p_.query + (std::int64_t{row_.query_row} * p_.num_q_heads + q_head) * kHeadDim;
+    RowPiece<kDType, kHeadDim, RowFinder<kHeadDim>> rows(shared_.rows, finder_, query, heads,
+                                                         p_.softmax_scale * kLog2E);
+    const std::int64_t step = attend::rows_per_piece(finder_.count());
+    const std::int64_t last = (piece + 1) * step;
+    rows.run(piece * step, last < finder_.count() ? last : finder_.count());
+    for (int i = static_cast<int>(threadIdx.x); i < heads * kHeadDim; i += kAttendThreads) {
+      const int g = i / kHeadDim;
+      const auto state = rows.read(g, i % kHeadDim);
+      p_.partials.output(number_, q_head + g, piece)[i % kHeadDim] = state.o;
+      if (i % kHeadDim == 0) {
+        p_.partials.head(number_, q_head + g, piece) = {state.m, state.l, 0.0F, 0};
+      }
+    }
+    __syncthreads();  // the next pass writes the shared memory
+  }
+
+  __device__ void attend_tail(int piece, int first, int heads) {
+    TailPiece<kHeadDim> tail(p_, shared_.tail, number_, head_);
+    tail.run(piece, first, heads);
+    const int slot = row_pieces_ + piece;
+    for (int i = static_cast<int>(threadIdx.x); i < heads * kHeadDim; i += kAttendThreads) {
+      const int q_head = head_ * served_ + first + i / kHeadDim;
+      p_.partials.output(number_, q_head, slot)[i % kHeadDim] =
+          tail.output(i / kHeadDim, i % kHeadDim);
+      if (i % kHeadDim != 0) continue;
+      attend::PartialHead partial = tail.partial(first, i / kHeadDim);
+      if (first + i / kHeadDim > 0) partial.kept = 0;  // counted once for all heads
+      p_.partials.head(number_, q_head, slot) = partial;
+    }
+    __syncthreads();  // the next pass writes the shared memory
+  }
+
+  __device__ void merge(int q_head) {
+    const int kv_head = q_head / (p_.num_q_heads / p_.num_kv_heads);
+    for (int d = static_cast<int>(threadIdx.x); d < kHeadDim; d += kAttendThreads) {
+      ElementState state;
+      if (params_.rows_part) {
+        for (int piece = 0; piece < row_pieces_; ++piece) add(state, q_head, piece, d);
+      }
+      const ElementState exact = state;
+      std::int64_t kept = 0;
+      if (params_.tail_part && has_tail_) {
+        float rest = 0.0F;
+        for (int piece = row_pieces_; piece < row_pieces_ + tail_pieces_; ++piece) {
+          add(state, q_head, piece, d);
+          rest = rest + p_.partials.head(number_, q_head, piece).rest;
+          kept += p_.partials.head(number_, q_head, piece).kept;
+        }
+        if (tail_pieces_ > 0) {
+          const float mean = value_mean(kv_head, d);
+          state.add(p_.partials.head(number_, q_head, row_pieces_).m, rest, rest * mean);
+        }
+      }
+      write_output(params_.out, params_.lse, row_.query_row, q_head, d, state);
+      if (d == 0) write_counts(q_head, state, exact, kept);
+    }
+  }
+
+  __device__ void add(ElementState& state, int q_head, int piece, int d) const {
+    const attend::PartialHead& part = p_.partials.head(number_, q_head, piece);
+    state.add(part.m, part.l, p_.partials.output(number_, q_head, piece)[d]);
+  }
+
+  /// Mean of all clustered values: where the mass goes whose own means are not read.
+  __device__ float value_mean(int kv_head, int d) const {
+    const std::uint32_t record = row_.segments[row_.num_segments - 1].record;
+    return p_.index.record_value_sum(kv_head, record)[d] / static_cast<float>(row_.num_stored);
+  }
+
+  __device__ void write_counts(int q_head, const ElementState& state, const ElementState& exact,
+                               std::int64_t kept) {
+    if (params_.kept != nullptr && q_head % served_ == 0) {
+      params_.kept[p_.lists.list(number_, head_)] = kept;
+    }
+    if (params_.tail_mass == nullptr) return;
+    const float part = exact.l > 0.0F ? exact.l * exp2_fixed(exact.m - state.m) : 0.0F;
+    params_.tail_mass[std::int64_t{number_} * p_.num_q_heads + q_head] =
+        state.l > 0.0F ? 1.0F - part / state.l : 0.0F;
+  }
+
+  const MergeParams& params_;
+  const AttendParams& p_;
+  AttendShared<kHeadDim>& shared_;
+  int number_;
+  int head_;
+  const SequenceView& row_;
+  int served_;
+  RowFinder<kHeadDim> finder_;
+  int row_pieces_;
+  bool has_tail_;
+  int tail_pieces_;
+};
+
+template <DType kDType, int kHeadDim>
+__global__ __launch_bounds__(kAttendThreads) void attend_kernel(MergeParams p,
+                                                                std::uint32_t* arrived) {
+  if (p.attend.rows[blockIdx.z].query_row < 0) return;
+  Attender<kDType, kHeadDim>(p, dynamic_shared<AttendShared<kHeadDim>>()).run(arrived);
+}
+
+}  // namespace
+
+void attend(const MergeParams& p, std::uint32_t* arrived, const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
+  const bool may_have_tail = p.tail_part && p.attend.tail != Tail::kNone && !p.attend.all_rows;
+  const int pieces =
+      attend::kMaxRowPieces + (may_have_tail ? attend::num_tail_pieces(shape.max_blocks) : 0);
+  dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.attend.live.dtype, [&](auto dtype) {
+    dispatch_head_dim(p.attend.live.head_dim, [&](auto head_dim) {
+      launch(attend_kernel<dtype.value, head_dim.value>,
+             {.grid = {static_cast<unsigned>(pieces),
+                       static_cast<unsigned>(p.attend.lists.selection_heads),
+                       static_cast<unsigned>(shape.num_rows)},
+              .block = {kAttendThreads},
+              .shared_bytes = sizeof(AttendShared<head_dim.value>),
+              .stream = shape.stream},
+             p, arrived);
+    });
+  });
+}
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

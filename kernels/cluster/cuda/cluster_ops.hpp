@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 1 of 5, cluster, on a device: many segments a launch. Pointers inside the parameters are
+// device addresses; the contracts are those of cluster/cluster.hpp. Keys are f16 or bf16.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cluster/cluster.hpp"
+#include "kernels/common/cuda/device.cuh"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+/// Largest segment that is clustered in one launch by one block of threads.
+inline constexpr int kMaxSegmentTokens = 2048;
+inline constexpr int kMaxSegmentClusters = 256;
+
+/// Segments that are at most this large take a quarter of the threads and shared memory.
+inline constexpr int kMaxWindowTokens = 512;
+inline constexpr int kMaxWindowClusters = 64;
+
+/// One K-means run and where its results go.
+struct ClusterJob {
+  cluster::SegmentParams params;
+  std::int32_t* labels;  ///< [num_tokens]
+  std::int32_t* order;   ///< [num_tokens]
+  std::int32_t* offset;  ///< [num_clusters + 1]
+};
+
+/// All iterations of all jobs, one launch. `jobs` is a device array. The metric, dtype and head_dim
+/// are those of `like` for all of them; no job has more tokens and clusters than `like`.
+/// Labels are those of keys against centroids rounded to the rows' dtype.
+void cluster_segments(const ClusterJob* jobs, int num_jobs, const cluster::SegmentParams& like,
+                      void* stream);
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a launch over a whole plan needs to know on the host. Everything else is read on the device, so
+// that a captured launch serves any step within these bounds.
+#pragma once
+
+#include "kernels/common/cuda/device.cuh"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+struct PlanShape {
+  int num_rows;    ///< rows of the plan, padding included
+  int max_blocks;  ///< index blocks of the longest row, at most
+  void* stream;    ///< cudaStream_t
+};
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 2 of 5, index, on a device: many segments a launch. Pointers inside the parameters are device
+// addresses; the contracts are those of index/index.hpp. Rows are f16 or bf16.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/cuda/device.cuh"
+#include "kernels/index/index.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+/// One clustered segment of one KV head.
+struct IndexJob {
+  index::SegmentSource source;
+  index::SegmentTarget target;
+  int num_clusters;            ///< of the clustering, empty ones included
+  const std::int32_t* order;   ///< [num_tokens]
+  const std::int32_t* offset;  ///< [num_clusters + 1] in `order`
+  std::int32_t* used;          ///< scratch [num_clusters]
+  float* variance;             ///< scratch [num_clusters, head_dim]
+  float* value_sum;            ///< scratch [num_clusters, head_dim]
+};
+
+/// What no job exceeds.
+struct IndexShape {
+  int num_jobs;
+  int max_tokens;
+  int max_clusters;
+  void* stream;
+};
+
+/// Same bits as build_index_cpu() of every job. `jobs` is a device array.
+void build_index(const RowStore& live, const IndexStore& index, const IndexJob* jobs,
+                 const IndexShape& shape);
+
+/// store_segment_cpu() of every job. `params.order` is not read: each job has its own; null there
+/// means token order.
+void store_segments(const index::StoreParams& params, const IndexJob* jobs,
+                    const IndexShape& shape);
+
+/// add_value_sum_cpu() of jobs `first`, `first + stride`, … in this order: those of one KV head.
+/// `previous` [num_jobs] are the records before; a job whose own record it is has none.
+void add_value_sums(const IndexStore& index, const IndexJob* jobs, const std::uint32_t* previous,
+                    int num_kv_heads, const IndexShape& shape);
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

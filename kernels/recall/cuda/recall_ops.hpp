@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Stage 4 of 5, recall, on a device: a whole plan a launch. Pointers inside the parameters are device
+// addresses; rows of a host store are mapped pinned memory. The contracts are those of
+// recall/recall.hpp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/common/cuda/device.cuh"
+#include "kernels/recall/recall.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+// ------------------------------------------------------------------------------- append rows
+/// A run of new tokens of one sequence.
+struct AppendJob {
+  std::int64_t first_token;  ///< of the tensors
+  std::int64_t first_row;    ///< logical live row of the first token
+  const std::uint32_t* pages;
+  int num_tokens;
+};
+
+/// append_rows_cpu() of all jobs and KV heads. `params` gives tensors and store; its run is not
+/// read. Rows are f16 or bf16.
+void append_rows(const recall::AppendParams& params, const AppendJob* jobs, int num_jobs,
+                 int max_tokens, void* stream);
+
+// ------------------------------------------------------------------------------ recall quads
+/// The slot pools of one layer, a plane a KV head. The state of each slot, as SlotState of rules.hpp.
+struct SlotPools {
+  std::uint32_t* directory;   ///< [kv_head, num_quads]: slot, or kNoSlot
+  std::uint32_t* owner;       ///< [kv_head, num_slots]: quad, or kNoQuad
+  std::uint32_t* stamp;       ///< [kv_head, num_slots]
+  std::uint32_t* referenced;  ///< [kv_head, num_slots]: 0 or 1
+  std::int32_t* hand;         ///< [kv_head]
+  std::uint32_t* full_in;     ///< [kv_head]: the plan that found no slot
+  std::byte* slots;           ///< [kv_head, num_slots, kQuadRows rows]
+  std::size_t head_stride;    ///< bytes from plane to plane of `slots`
+  std::int64_t num_quads;
+  int num_slots;  ///< below 2^31
+};
+
+/// What one KV head's recall did.
+struct RecallCounts {
+  std::int32_t hits;
+  std::int32_t misses;
+  std::int32_t in_place;
+};
+
+struct RecallParams {
+  SlotPools pools;
+  RowStore stored;
+  SelectionLists lists;
+  const std::uint32_t* retain_from;  ///< [num_rows]
+  recall::QuadCopy* copies;          ///< scratch [kv_head, num_rows, lists of a head, capacity]
+  RecallCounts* counts;              ///< [kv_head]
+  int num_rows;
+  int num_kv_heads;
+  std::uint32_t plan_number;
+};
+
+/// Slots for all selected quads, and their copies. Same directory, slots and counts as the pool of
+/// src/recall/slot_pool.hpp.
+void recall_quads(const RecallParams& params, void* stream);
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

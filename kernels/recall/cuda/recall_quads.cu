@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// recall_quads (stage 4, recall). Contract and shapes: recall/cuda/recall_ops.hpp.
+//
+// Mapping: one block of threads per KV head, plan rows in order. A row that begins a quad looks it up:
+//          a slot is a hit; else its position claims the quad, the lowest position winning. Claims
+//          are numbered by a scan and take the slots that the hand finds, 1024 slots a look. At the
+//          end warps copy quads, 128 KiB in flight a block.
+// Bound:   the host link when quads are missing, latency when all are there.
+// Hazard:  loads of rows must not be ld.global.nc: the compiler then moves stores between them and
+//          leaves few in flight.
+#include <cstdint>
+
+#include "kernels/common/cuda/collectives.cuh"
+#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/rows.cuh"
+#include "kernels/common/dispatch.hpp"
+#include "kernels/recall/cuda/recall_ops.hpp"
+#include "kernels/recall/rules.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+namespace {
+
+using recall::kNoQuad;
+using recall::quad_of;
+using recall::QuadCopy;
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / kWarpLanes;
+
+/// In a directory word, together with the position of a row that wants the quad. Slots are lower, so
+/// atomicMin leaves them; kNoSlot is higher.
+constexpr std::uint32_t kClaim = 0x80000000U;
+
+struct RecallShared {
+  BlockScan<kThreads>::Storage scan;
+  std::uint32_t quad[kThreads];  ///< claims of one round, in order
+  int num_copies;
+  int hits;
+  int misses;
+  int in_place;
+  int last;  ///< how far the hand came for the last slot of a look
+};
+
+class Recaller {
+ public:
+  __device__ Recaller(const RecallParams& p, RecallShared& shared)
+      : p_(p),
+        shared_(shared),
+        head_(static_cast<int>(blockIdx.x)),
+        served_(p.lists.selection_heads / p.num_kv_heads),
+        directory_(p.pools.directory + head_ * p.pools.num_quads),
+        owner_(p.pools.owner + std::int64_t{head_} * p.pools.num_slots),
+        stamp_(p.pools.stamp + std::int64_t{head_} * p.pools.num_slots),
+        referenced_(p.pools.referenced + std::int64_t{head_} * p.pools.num_slots),
+        copies_(p.copies + std::int64_t{head_} * p.num_rows * served_ * p.lists.capacity),
+        hand_(p.pools.hand[head_]),
+        is_full_(p.pools.full_in[head_] == p.plan_number) {}
+
+  __device__ void resolve() {
+    if (threadIdx.x == 0) {
+      shared_.num_copies = shared_.hits = shared_.misses = shared_.in_place = shared_.last = 0;
+    }
+    __syncthreads();
+    for (int row = 0; row < p_.num_rows; ++row) {
+      for (int list = 0; list < served_; ++list) look_up(row, list);
+      __syncthreads();
+      for (int list = 0; list < served_; ++list) give_slots(row, list);
+    }
+    if (threadIdx.x != 0) return;
+    p_.pools.hand[head_] = hand_;
+    if (is_full_) p_.pools.full_in[head_] = p_.plan_number;
+    p_.counts[head_] = {shared_.hits, shared_.misses, shared_.in_place};
+  }
+
+  /// A warp moves up to 8 KiB at a time: all loads, then all stores.
+  template <int kHeadDim>
+  __device__ void copy() const {
+    constexpr int kQuadChunks = kQuadRows * 2 * kHeadDim / kChunk;
+    constexpr int kMine = (kQuadChunks + kWarpLanes - 1) / kWarpLanes;
+    constexpr int kQuads = kMine <= 4 ? 2 : 1;
+    for (int first = warp_id() * kQuads; first < shared_.num_copies; first += kWarps * kQuads) {
+      uint4 chunks[kQuads][kMine];
+      for (int q = 0; q < kQuads; ++q) {
+        const int at = first + q < shared_.num_copies ? first + q : first;
+        const std::byte* from = p_.stored.row(head_, copies_[at].quad * kQuadRows);
+        for (int i = 0; i < kMine; ++i) {
+          const int chunk = lane_id() + i * kWarpLanes;
+          if (chunk < kQuadChunks) chunks[q][i] = load128(from + 16 * chunk);
+        }
+      }
+      for (int q = 0; q < kQuads && first + q < shared_.num_copies; ++q) {
+        std::byte* to = p_.pools.slots + static_cast<std::size_t>(head_) * p_.pools.head_stride +
+                        std::size_t{copies_[first + q].slot} * kQuadChunks * 16;
+        for (int i = 0; i < kMine; ++i) {
+          const int chunk = lane_id() + i * kWarpLanes;
+          if (chunk < kQuadChunks) store128(to + 16 * chunk, chunks[q][i]);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ int count(int row, int list) const {
+    return p_.lists.num_rows[p_.lists.list(row, head_ * served_ + list)];
+  }
+
+  /// Quad of entry i of a list, if that is the first of its run; else kNoQuad.
+  __device__ std::uint32_t new_quad(int row, int list, int i) const {
+    const std::uint32_t* ids = p_.lists.rows_of(row, head_ * served_ + list);
+    const std::uint32_t quad = quad_of(ids[i]);
+    return i > 0 && quad_of(ids[i - 1]) == quad ? kNoQuad : quad;
+  }
+
+  __device__ std::uint32_t claim(int list, int i) const {
+    return kClaim | static_cast<std::uint32_t>(list * p_.lists.capacity + i);
+  }
+
+  __device__ void look_up(int row, int list) {
+    const int end = count(row, list);
+    for (int i = static_cast<int>(threadIdx.x); i < end; i += kThreads) {
+      const std::uint32_t quad = new_quad(row, list, i);
+      if (quad == kNoQuad) continue;
+      const std::uint32_t found = atomicMin(directory_ + quad, claim(list, i));
+      if (found >= kClaim) continue;
+      const std::uint32_t stamp = atomicExch(stamp_ + found, p_.plan_number);
+      if (stamp == p_.plan_number) continue;  // another list, or row, of this step brought it
+      if (stamp >= p_.retain_from[row]) {
+        referenced_[found] = 1;
+        atomicAdd(&shared_.hits, 1);
+      } else {
+        copies_[atomicAdd(&shared_.num_copies, 1)] = {quad, found};
+        atomicAdd(&shared_.misses, 1);
+      }
+    }
+  }
+
+  // ----------------------------------------------------------------------------------- slots
+  __device__ void give_slots(int row, int list) {
+    const int end = count(row, list);
+    for (int first = 0; first < end; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      const std::uint32_t quad = i < end ? new_quad(row, list, i) : kNoQuad;
+      const bool is_mine = quad != kNoQuad && directory_[quad] == claim(list, i);
+      int claims = 0;
+      const int mine = BlockScan<kThreads>(shared_.scan).exclusive(is_mine ? 1 : 0, claims);
+      if (is_mine) shared_.quad[mine] = quad;
+      __syncthreads();
+      const int given = find_slots(claims);
+      if (is_mine && mine >= given) directory_[quad] = kNoSlot;
+      if (threadIdx.x == 0) {
+        shared_.num_copies += given;
+        shared_.misses += given;
+        shared_.in_place += claims - given;
+      }
+      __syncthreads();
+    }
+  }
+
+  /// Slots for the first of `claims` quads, in the order of the hand; returns for how many.
+  __device__ int find_slots(int claims) {
+    const int num_slots = p_.pools.num_slots;
+    const int window = min(kThreads, num_slots);
+    int given = 0;
+    int resume = hand_;      // behind the slot last given
+    std::int64_t since = 0;  // slots looked at since then
+    while (given < claims && !is_full_) {
+      const int at = (hand_ + static_cast<int>(threadIdx.x)) % num_slots;
+      const bool looks = static_cast<int>(threadIdx.x) < window;
+      const bool is_current = looks && owner_[at] != kNoQuad && stamp_[at] == p_.plan_number;
+      const bool is_free = looks && !is_current && (owner_[at] == kNoQuad || referenced_[at] == 0);
+      int found = 0;
+      const int rank = BlockScan<kThreads>(shared_.scan).exclusive(is_free ? 1 : 0, found);
+      const int taken = min(found, claims - given);
+      if (is_free && rank == taken - 1) shared_.last = static_cast<int>(threadIdx.x) + 1;
+      __syncthreads();
+      const int last = shared_.last;
+      const int moved = given + taken == claims ? last : window;
+      if (is_free && rank < taken) {
+        take(at, given + rank);
+      } else if (looks && !is_current && static_cast<int>(threadIdx.x) < moved) {
+        referenced_[at] = 0;
+      }
+      if (taken > 0) resume = (hand_ + last) % num_slots;
+      since = taken > 0 ? window - last : since + window;
+      given += taken;
+      hand_ = (hand_ + moved) % num_slots;
+      if (given < claims && since >= 2 * std::int64_t{num_slots}) {
+        is_full_ = true;
+        hand_ = resume;
+      }
+      __syncthreads();  // the next look reads what this one wrote
+    }
+    return given;
+  }
+
+  __device__ void take(int slot, int number) {
+    const std::uint32_t quad = shared_.quad[number];
+    if (owner_[slot] != kNoQuad) directory_[owner_[slot]] = kNoSlot;
+    owner_[slot] = quad;
+    stamp_[slot] = p_.plan_number;
+    referenced_[slot] = 0;
+    directory_[quad] = static_cast<std::uint32_t>(slot);
+    copies_[shared_.num_copies + number] = {quad, static_cast<std::uint32_t>(slot)};
+  }
+
+  const RecallParams& p_;
+  RecallShared& shared_;
+  int head_;
+  int served_;
+  std::uint32_t* directory_;
+  std::uint32_t* owner_;
+  std::uint32_t* stamp_;
+  std::uint32_t* referenced_;
+  QuadCopy* copies_;
+  int hand_;
+  bool is_full_;
+};
+
+template <int kHeadDim>
+__global__ __launch_bounds__(kThreads) void recall_quads_kernel(RecallParams p) {
+  Recaller recaller(p, dynamic_shared<RecallShared>());
+  recaller.resolve();
+  __syncthreads();
+  recaller.copy<kHeadDim>();
+}
+
+}  // namespace
+
+void recall_quads(const RecallParams& p, void* stream) {
+  if (p.num_rows == 0) return;
+  dispatch_head_dim(p.stored.head_dim, [&](auto head_dim) {
+    launch(recall_quads_kernel<head_dim.value>,
+           {.grid = {static_cast<unsigned>(p.num_kv_heads)},
+            .block = {kThreads},
+            .shared_bytes = sizeof(RecallShared),
+            .stream = stream},
+           p);
+  });
+}
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

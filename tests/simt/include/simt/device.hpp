@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA language for a host compiler: what kernels/common/cuda/native.cuh is to nvcc, by the same
+// names. Blocks run on the executor of simt/executor.hpp, a fiber a thread.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simt/executor.hpp"
+#include "simt/types.hpp"
+#include "simt/warp.hpp"
+
+// Kernels see the words of the language, so these have its names.
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+#define threadIdx (::simt::current_thread->index)
+#define blockIdx (::simt::current_thread->block->index)
+#define blockDim (::simt::current_thread->block->block_dim)
+#define gridDim (::simt::current_thread->block->grid_dim)
+
+namespace clusterkv::simt {
+
+using ::simt::BFloat16;
+using ::simt::Half;
+using ::simt::LaunchConfig;
+
+using std::max;
+using std::min;
+
+// ------------------------------------------------------------------------------------- memory
+/// The dynamic shared memory of the block, as one object.
+template <class T>
+T& dynamic_shared(::simt::Site site = SIMT_HERE) {
+  return *static_cast<T*>(::simt::dynamic_shared(sizeof(T), site));
+}
+
+SIMT_UNCHECKED inline uint4 load128(const void* from, ::simt::Site site = SIMT_HERE) {
+  ::simt::check_read(from, 16, 16, site);
+  uint4 value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+SIMT_UNCHECKED inline void store128(void* to, const uint4& value, ::simt::Site site = SIMT_HERE) {
+  ::simt::check_write(to, 16, 16, site);
+  std::memcpy(to, &value, sizeof value);
+}
+
+inline void cp_async16(void* to, const void* from, ::simt::Site site = SIMT_HERE) {
+  ::simt::copy_async(to, from, site);
+}
+inline void cp_async_commit() {
+  ::simt::commit_copies();
+}
+template <int kPending>
+void cp_async_wait() {
+  ::simt::wait_copies(kPending);
+}
+
+// ------------------------------------------------------------------------------------- matrix
+inline void ldmatrix_x4(std::uint32_t (&to)[4], const void* row, ::simt::Site site = SIMT_HERE) {
+  ::simt::ldmatrix(to, row, false, site);
+}
+inline void ldmatrix_x4_trans(std::uint32_t (&to)[4], const void* row,
+                              ::simt::Site site = SIMT_HERE) {
+  ::simt::ldmatrix(to, row, true, site);
+}
+inline std::uint32_t movmatrix_trans(std::uint32_t matrix, ::simt::Site site = SIMT_HERE) {
+  return ::simt::movmatrix(matrix, site);
+}
+
+template <class Row>
+void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                  ::simt::Site site = SIMT_HERE) {
+  ::simt::mma_f32(d, a, b, std::is_same_v<Row, BFloat16>, site);
+}
+inline void mma_m16n8k32_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
+                            const std::uint32_t (&b)[2], ::simt::Site site = SIMT_HERE) {
+  ::simt::mma_s8(d, a, b, site);
+}
+
+// ------------------------------------------------------------------------------------- launch
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
+  ::simt::run(config, [&] { kernel(static_cast<Params>(args)...); });
+}
+
+}  // namespace clusterkv::simt

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the executor tells the checker. Accesses come from instrumented kernels, see checker.cpp.
+#pragma once
+
+#include <cstddef>
+
+#include "simt/executor.hpp"
+
+namespace simt::checker {
+
+enum class Kind : unsigned char { kRead, kWrite, kAtomic };
+
+/// Whether kernels are instrumented, so that initialisation and races can be judged.
+bool is_on();
+
+void begin_launch();
+void begin_block();
+void passed_barrier();
+void passed_syncwarp(int warp);
+void fence(bool& has_fenced);
+
+/// An access at `site`, or at the instruction `pc` if that is not null.
+void access(const void* at, std::size_t bytes, Kind kind, Site site, const void* pc);
+/// A copy was started: its target must not be read before it arrives.
+void copy_started(const void* to, std::size_t bytes);
+void copy_arrived(const void* to, std::size_t bytes);
+
+/// Poisons shared memory for a new block.
+void poison(std::byte* memory, std::size_t bytes);
+
+}  // namespace simt::checker
