@@ -94,7 +94,7 @@ TEST_P(DeviceAttend, RowsMatchReference) {
 }
 
 TEST_P(DeviceAttend, ManyPiecesMatchReference) {
-  Attention attention = make({{20, 700}, {90, 800}}, 30);
+  Attention attention = make({{20, 1200}, {90, 1000}}, 30);
   attention.all_rows = true;
   const Result got = run_on_device(attention);
   for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {

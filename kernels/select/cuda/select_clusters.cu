@@ -226,7 +226,6 @@ class Chooser {
       find_digit(left, (1 << bits) - 1);
       prefix |= static_cast<std::uint32_t>(shared_.digit) << shift;
       left = shared_.left;
-      __syncthreads();  // the next pass writes both
     }
     return {prefix, left};
   }

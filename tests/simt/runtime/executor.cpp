@@ -66,7 +66,10 @@ void set_options(const Options& wanted) {
 
 void report(const std::string& what) {
   if (reports.size() >= kMaxReports) return;
-  if (std::find(reports.begin(), reports.end(), what) == reports.end()) reports.push_back(what);
+  if (std::find(reports.begin(), reports.end(), what) != reports.end()) return;
+  reports.push_back(what);
+  // For kernels so broken that they end the process.
+  if (std::getenv("CLUSTERKV_SIMT_ECHO") != nullptr) fmt::print(stderr, "{}\n", what);
 }
 
 std::vector<std::string> take_reports() {
@@ -296,6 +299,8 @@ constexpr std::size_t kCopyBytes = 16;
 void arrive(const Copy& copy) {
   std::memcpy(copy.to, copy.from, kCopyBytes);
   checker::copy_arrived(copy.to, kCopyBytes);
+  // Until here it could not be seen, so this is when others must be told.
+  checker::access(copy.to, kCopyBytes, checker::Kind::kWrite, copy.site, nullptr);
 }
 
 }  // namespace

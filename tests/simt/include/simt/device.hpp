@@ -39,23 +39,23 @@ using std::min;
 // ------------------------------------------------------------------------------------- memory
 /// The dynamic shared memory of the block, as one object.
 template <class T>
-T& dynamic_shared(::simt::Site site = SIMT_HERE) {
-  return *static_cast<T*>(::simt::dynamic_shared(sizeof(T), site));
+T& dynamic_shared(SIMT_SITE) {
+  return *static_cast<T*>(::simt::dynamic_shared(sizeof(T), SIMT_GIVEN));
 }
 
-SIMT_UNCHECKED inline uint4 load128(const void* from, ::simt::Site site = SIMT_HERE) {
-  ::simt::check_read(from, 16, 16, site);
+SIMT_UNCHECKED inline uint4 load128(const void* from, SIMT_SITE) {
+  ::simt::check_read(from, 16, 16, SIMT_GIVEN);
   uint4 value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
-SIMT_UNCHECKED inline void store128(void* to, const uint4& value, ::simt::Site site = SIMT_HERE) {
-  ::simt::check_write(to, 16, 16, site);
+SIMT_UNCHECKED inline void store128(void* to, const uint4& value, SIMT_SITE) {
+  ::simt::check_write(to, 16, 16, SIMT_GIVEN);
   std::memcpy(to, &value, sizeof value);
 }
 
-inline void cp_async16(void* to, const void* from, ::simt::Site site = SIMT_HERE) {
-  ::simt::copy_async(to, from, site);
+inline void cp_async16(void* to, const void* from, SIMT_SITE) {
+  ::simt::copy_async(to, from, SIMT_GIVEN);
 }
 inline void cp_async_commit() {
   ::simt::commit_copies();
@@ -66,25 +66,24 @@ void cp_async_wait() {
 }
 
 // ------------------------------------------------------------------------------------- matrix
-inline void ldmatrix_x4(std::uint32_t (&to)[4], const void* row, ::simt::Site site = SIMT_HERE) {
-  ::simt::ldmatrix(to, row, false, site);
+inline void ldmatrix_x4(std::uint32_t (&to)[4], const void* row, SIMT_SITE) {
+  ::simt::ldmatrix(to, row, false, SIMT_GIVEN);
 }
-inline void ldmatrix_x4_trans(std::uint32_t (&to)[4], const void* row,
-                              ::simt::Site site = SIMT_HERE) {
-  ::simt::ldmatrix(to, row, true, site);
+inline void ldmatrix_x4_trans(std::uint32_t (&to)[4], const void* row, SIMT_SITE) {
+  ::simt::ldmatrix(to, row, true, SIMT_GIVEN);
 }
-inline std::uint32_t movmatrix_trans(std::uint32_t matrix, ::simt::Site site = SIMT_HERE) {
-  return ::simt::movmatrix(matrix, site);
+inline std::uint32_t movmatrix_trans(std::uint32_t matrix, SIMT_SITE) {
+  return ::simt::movmatrix(matrix, SIMT_GIVEN);
 }
 
 template <class Row>
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                  ::simt::Site site = SIMT_HERE) {
-  ::simt::mma_f32(d, a, b, std::is_same_v<Row, BFloat16>, site);
+                  SIMT_SITE) {
+  ::simt::mma_f32(d, a, b, std::is_same_v<Row, BFloat16>, SIMT_GIVEN);
 }
 inline void mma_m16n8k32_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
-                            const std::uint32_t (&b)[2], ::simt::Site site = SIMT_HERE) {
-  ::simt::mma_s8(d, a, b, site);
+                            const std::uint32_t (&b)[2], SIMT_SITE) {
+  ::simt::mma_s8(d, a, b, SIMT_GIVEN);
 }
 
 // ------------------------------------------------------------------------------------- launch

@@ -39,49 +39,49 @@ T shuffle_any(unsigned mask, T value, int source, Site site) {
 
 }  // namespace simt
 
-inline void __syncthreads(simt::Site site = SIMT_HERE) {
-  simt::syncthreads(site);
+inline void __syncthreads(SIMT_SITE) {
+  simt::syncthreads(SIMT_GIVEN);
 }
-inline void __syncwarp(unsigned mask = 0xffffffffU, simt::Site site = SIMT_HERE) {
-  simt::syncwarp(mask, site);
+inline void __syncwarp(unsigned mask = 0xffffffffU, SIMT_SITE) {
+  simt::syncwarp(mask, SIMT_GIVEN);
 }
 inline void __threadfence() {
   simt::threadfence();
 }
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, simt::Site site = SIMT_HERE) {
-  return simt::shuffle_any(mask, value, source & 31, site);
+T __shfl_sync(unsigned mask, T value, int source, SIMT_SITE) {
+  return simt::shuffle_any(mask, value, source & 31, SIMT_GIVEN);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, simt::Site site = SIMT_HERE) {
-  return simt::shuffle_any(mask, value, simt::current_thread->lane ^ bits, site);
+T __shfl_xor_sync(unsigned mask, T value, int bits, SIMT_SITE) {
+  return simt::shuffle_any(mask, value, simt::current_thread->lane ^ bits, SIMT_GIVEN);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, int step, simt::Site site = SIMT_HERE) {
+T __shfl_up_sync(unsigned mask, T value, int step, SIMT_SITE) {
   const int lane = simt::current_thread->lane;
-  return simt::shuffle_any(mask, value, lane >= step ? lane - step : lane, site);
+  return simt::shuffle_any(mask, value, lane >= step ? lane - step : lane, SIMT_GIVEN);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, int step, simt::Site site = SIMT_HERE) {
+T __shfl_down_sync(unsigned mask, T value, int step, SIMT_SITE) {
   const int lane = simt::current_thread->lane;
-  return simt::shuffle_any(mask, value, lane + step < 32 ? lane + step : lane, site);
+  return simt::shuffle_any(mask, value, lane + step < 32 ? lane + step : lane, SIMT_GIVEN);
 }
-inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Site site = SIMT_HERE) {
-  return simt::ballot(mask, predicate != 0, site);
+inline unsigned __ballot_sync(unsigned mask, int predicate, SIMT_SITE) {
+  return simt::ballot(mask, predicate != 0, SIMT_GIVEN);
 }
-inline int __any_sync(unsigned mask, int predicate, simt::Site site = SIMT_HERE) {
-  return simt::ballot(mask, predicate != 0, site) != 0 ? 1 : 0;
+inline int __any_sync(unsigned mask, int predicate, SIMT_SITE) {
+  return simt::ballot(mask, predicate != 0, SIMT_GIVEN) != 0 ? 1 : 0;
 }
-inline int __all_sync(unsigned mask, int predicate, simt::Site site = SIMT_HERE) {
-  return simt::ballot(mask, predicate == 0, site) == 0 ? 1 : 0;
+inline int __all_sync(unsigned mask, int predicate, SIMT_SITE) {
+  return simt::ballot(mask, predicate == 0, SIMT_GIVEN) == 0 ? 1 : 0;
 }
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value, simt::Site site = SIMT_HERE) {
+unsigned __match_any_sync(unsigned mask, T value, SIMT_SITE) {
   static_assert(sizeof(T) == 4);
   std::uint32_t word;
   std::memcpy(&word, &value, sizeof word);
-  return simt::match_any(mask, word, site);
+  return simt::match_any(mask, word, SIMT_GIVEN);
 }
 
 inline int __popc(unsigned x) {
@@ -102,29 +102,28 @@ SIMT_UNCHECKED T simt_atomic(T* at, const Change& change, simt::Site site) {
   return before;
 }
 template <class T>
-T atomicAdd(T* at, std::type_identity_t<T> value, simt::Site site = SIMT_HERE) {
+T atomicAdd(T* at, std::type_identity_t<T> value, SIMT_SITE) {
   static_assert(std::is_integral_v<T>, "sums of floats have no order");
   return simt_atomic(
-      at, [&](T x) { return static_cast<T>(x + value); }, site);
+      at, [&](T x) { return static_cast<T>(x + value); }, SIMT_GIVEN);
 }
 template <class T>
-T atomicMin(T* at, std::type_identity_t<T> value, simt::Site site = SIMT_HERE) {
+T atomicMin(T* at, std::type_identity_t<T> value, SIMT_SITE) {
   return simt_atomic(
-      at, [&](T x) { return x < value ? x : value; }, site);
+      at, [&](T x) { return x < value ? x : value; }, SIMT_GIVEN);
 }
 template <class T>
-T atomicMax(T* at, std::type_identity_t<T> value, simt::Site site = SIMT_HERE) {
+T atomicMax(T* at, std::type_identity_t<T> value, SIMT_SITE) {
   return simt_atomic(
-      at, [&](T x) { return x < value ? value : x; }, site);
+      at, [&](T x) { return x < value ? value : x; }, SIMT_GIVEN);
 }
 template <class T>
-T atomicExch(T* at, std::type_identity_t<T> value, simt::Site site = SIMT_HERE) {
+T atomicExch(T* at, std::type_identity_t<T> value, SIMT_SITE) {
   return simt_atomic(
-      at, [&](T) { return value; }, site);
+      at, [&](T) { return value; }, SIMT_GIVEN);
 }
 template <class T>
-T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value,
-            simt::Site site = SIMT_HERE) {
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value, SIMT_SITE) {
   return simt_atomic(
-      at, [&](T x) { return x == expected ? value : x; }, site);
+      at, [&](T x) { return x == expected ? value : x; }, SIMT_GIVEN);
 }

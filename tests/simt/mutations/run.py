@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Breaks a kernel in one place at a time and expects the executor or a suite to say so.
+
+Usage: run.py COMPILE_COMMANDS LINK_COMMAND WORK [NAME ...]. Called by ctest, see ../CMakeLists.txt;
+mutations.txt is the list.
+"""
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent.parent
+
+
+def read_mutations():
+    """[(name, file, unit, suite, expected report, old text, new text)]"""
+    result = []
+    for chunk in (HERE / "mutations.txt").read_text().split("\n---\n")[1:]:
+        head, texts = chunk.split("\n<=\n")
+        old, new = (texts + "\n").split("\n=>\n")
+        name, file, unit, suite, expected = [field.strip() for field in head.split(" | ")]
+        result.append((name, file, unit, suite, expected, old, new.rstrip("\n")))
+    return result
+
+
+def compile_command(commands, unit):
+    """How a kernel is compiled for the checking lane: words without the output, output, folder."""
+    for entry in commands:
+        words = shlex.split(entry["command"])
+        if entry["file"].endswith(unit) and "-fsanitize=thread" in words:
+            at = words.index("-o")
+            return words[:at] + words[at + 2:], words[at + 1], entry["directory"]
+    raise SystemExit(f"no command compiles {unit}")
+
+
+def build(mutation, commands, link, work):
+    """A test binary with one broken kernel. The broken file comes first in the include path."""
+    name, file, unit, _, _, old, new = mutation
+    text = (ROOT / file).read_text()
+    if text.count(old) != 1:
+        raise SystemExit(f"{name}: the text to replace stands {text.count(old)} times in {file}")
+    overlay = work / name
+    (overlay / file).parent.mkdir(parents=True, exist_ok=True)
+    (overlay / file).write_text(text.replace(old, new))
+    words, output, directory = compile_command(commands, unit)
+    if file == unit:
+        words = [str(overlay / file) if word.endswith(unit) else word for word in words]
+    broken = overlay / "broken.o"
+    first = next(i for i, word in enumerate(words) if word.startswith("-I"))
+    words = words[:first] + [f"-I{overlay}", "-w"] + words[first:]
+    subprocess.run(words + ["-o", str(broken)], cwd=directory, check=True)
+    objects = [str(broken) if os.path.normpath(word).endswith(output) else word for word in link]
+    subprocess.run(objects + ["-o", str(overlay / "suites")], cwd=directory, check=True)
+    return overlay / "suites"
+
+
+def check(mutation, binary):
+    """What went wrong, or None if the mutation was caught as expected."""
+    name, _, _, suite, expected, _, _ = mutation
+    try:
+        run = subprocess.run([str(binary), "--gtest_brief=1", f"--gtest_filter={suite}"],
+                             timeout=300, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, env=os.environ | {"CLUSTERKV_SIMT_ECHO": "1"})
+    finally:
+        binary.unlink()
+    found = [line for line in run.stdout.splitlines() if re.search(expected, line)]
+    print(f"| {name} | {found[0].strip()[:90] if found else 'NOT CAUGHT'} |", flush=True)
+    return None if found else f"{name}: expected '{expected}'\n{run.stdout[-2000:]}"
+
+
+def main():
+    commands = json.loads(pathlib.Path(sys.argv[1]).read_text())
+    link = shlex.split(pathlib.Path(sys.argv[2]).read_text())
+    work = pathlib.Path(sys.argv[3])
+    work.mkdir(parents=True, exist_ok=True)
+    wanted = sys.argv[4:]
+    mutations = [m for m in read_mutations() if not wanted or m[0] in wanted]
+    results = [check(m, build(m, commands, link, work)) for m in mutations]
+    failures = [failure for failure in results if failure]
+    print("\n".join(failures))
+    print(f"{len(mutations) - len(failures)} of {len(mutations)} caught")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
