@@ -211,8 +211,8 @@ class Attender {
 };
 
 template <DType kDType, int kHeadDim>
-__global__ __launch_bounds__(kAttendThreads) void attend_kernel(MergeParams p,
-                                                                std::uint32_t* arrived) {
+__global__ __launch_bounds__(kAttendThreads, 2) void attend_kernel(MergeParams p,
+                                                                   std::uint32_t* arrived) {
   if (p.attend.rows[blockIdx.z].query_row < 0) return;
   Attender<kDType, kHeadDim>(p, dynamic_shared<AttendShared<kHeadDim>>()).run(arrived);
 }

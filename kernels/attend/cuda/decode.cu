@@ -66,8 +66,9 @@ struct DecodeShared {
 };
 
 template <DType kDType, int kHeadDim>
-__global__ __launch_bounds__(kAttendThreads) void decode_kernel(DecodeParams p, Partials partials,
-                                                                std::uint32_t* arrived) {
+__global__ __launch_bounds__(kAttendThreads, 2) void decode_kernel(DecodeParams p,
+                                                                   Partials partials,
+                                                                   std::uint32_t* arrived) {
   auto& shared = dynamic_shared<DecodeShared<kHeadDim>>();
   const auto num_q_heads = static_cast<int>(p.query.shape[1]);
   const auto heads = static_cast<int>(gridDim.y);

@@ -65,7 +65,9 @@ class RowPiece {
       : shared_(shared), finder_(finder), heads_(heads), scale_(scale) {
     const int head = lane_id() / 4;
     const int pair = lane_id() % 4;
+#pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float* q = query + head * kHeadDim + 16 * s + 8 * half + 2 * pair;
         query_[s][half] = head < heads ? pack<kDType>(q[0], q[1]) : 0U;
@@ -136,7 +138,9 @@ class RowPiece {
     cp_async_commit();
   }
 
-  __device__ uint4* tile(int stage, int part) { return shared_.tiles[warp_id()][stage][part]; }
+  __device__ uint4* tile(int stage, int part) {
+    return shared_.tiles[warp_id()][stage][part];
+  }
 
   __device__ void add_tile(int stage, int count) {
     float logit[4] = {};
@@ -150,6 +154,7 @@ class RowPiece {
   __device__ void score(int stage, float (&logit)[4]) {
     const uint4* keys = tile(stage, 0);
     const int row = lane_id() % 16;
+#pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       std::uint32_t a[4];
       ldmatrix_x4(a, keys + row * Layout::kPitch + swizzled(row, 2 * s + lane_id() / 16));
@@ -160,10 +165,12 @@ class RowPiece {
   /// Logits to weights in the layout of the second product's B operand.
   __device__ void softmax(int count, float (&logit)[4], std::uint32_t (&weight)[2]) {
     const int row = lane_id() / 4;
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       logit[i] = row + i / 2 * 8 < count ? logit[i] * scale_ : kMinusInfinity;
     }
     float factor[2];
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
       float max = fmaxf(logit[h], logit[h + 2]);
       for (int step = 4; step < kWarpLanes; step *= 2) {
@@ -178,7 +185,9 @@ class RowPiece {
     }
     weight[0] = movmatrix_trans(pack<kDType>(logit[0], logit[1]));
     weight[1] = movmatrix_trans(pack<kDType>(logit[2], logit[3]));
+#pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
       for (int i = 0; i < 4; ++i) output_[s][i] *= factor[i % 2];
     }
   }
@@ -187,6 +196,7 @@ class RowPiece {
   __device__ void accumulate(int stage, const std::uint32_t (&weight)[2]) {
     const uint4* values = tile(stage, 1);
     const int row = lane_id() % 8 + lane_id() / 16 * 8;
+#pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       std::uint32_t a[4];
       ldmatrix_x4_trans(a,
@@ -196,6 +206,7 @@ class RowPiece {
   }
 
   __device__ void write_state() {
+#pragma unroll
     for (int h = 0; h < 2; ++h) {
       float sum = sum_[h];
       for (int step = 4; step < kWarpLanes; step *= 2) {
@@ -206,6 +217,7 @@ class RowPiece {
         shared_.max[warp_id()][head] = max_[h];
         shared_.sum[warp_id()][head] = sum;
       }
+#pragma unroll
       for (int s = 0; s < kSteps; ++s) {
         const int d = 16 * s + lane_id() / 4;
         shared_.output[warp_id()][head][d] = output_[s][h];

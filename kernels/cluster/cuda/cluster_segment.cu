@@ -32,6 +32,7 @@ struct WindowSize {
 
 template <class Size, int kHeadDim>
 struct SegmentShared {
+  ClusterJob job;  ///< here, because keys leave no registers for pointers to it
   uint4 centroids[Size::kClusters * CentroidLayout<kHeadDim>::kChunks];
   float bias[Size::kClusters];
   std::uint16_t labels[Size::kTokens];
@@ -50,8 +51,8 @@ class SegmentClusterer {
   static constexpr int kWarps = kThreads / kWarpLanes;
   static constexpr int kTiles = kHeadDim <= kTwoTilesHeadDim ? 2 : 1;
 
-  __device__ SegmentClusterer(const ClusterJob& job, Shared& shared)
-      : job_(job), p_(job.params), shared_(shared), padded_((p_.num_clusters + 7) / 8 * 8) {}
+  __device__ explicit SegmentClusterer(Shared& shared)
+      : job_(shared.job), p_(shared.job.params), shared_(shared) {}
 
   __device__ void run() {
     start();
@@ -72,15 +73,18 @@ class SegmentClusterer {
 
  private:
   /// Calls use(cluster, lane) with groups of kUpdateLanes lanes. All lanes take part for every
-  /// cluster number below `padded_`, whether it exists or not, so `use` may hold shuffles.
+  /// cluster number below `padded()`, whether it exists or not, so `use` may hold shuffles.
   template <class Use>
   __device__ void for_each_cluster(const Use& use) {
     constexpr int kGroups = kThreads / kUpdateLanes;
     const int group = static_cast<int>(threadIdx.x) / kUpdateLanes;
-    for (int first = 0; first < padded_; first += kGroups) {
+    for (int first = 0; first < padded(); first += kGroups) {
       use(first + group, static_cast<int>(threadIdx.x) % kUpdateLanes);
     }
   }
+  /// Clusters with padding. Read again each time: registers are dear.
+  __device__ int padded() const { return (p_.num_clusters + 7) / 8 * 8; }
+
   using Sums = ChannelSums<kDType, kHeadDim, kUpdateLanes>;
 
   __device__ void start() {
@@ -124,7 +128,7 @@ class SegmentClusterer {
     }
     const float bias = p_.metric == Metric::kL2 ? 0.5F * sums.squared_norm() : 0.0F;
     const bool is_padding = cluster >= p_.num_clusters;
-    if (cluster >= padded_ || (!has_mean && !is_padding)) return;
+    if (cluster >= padded() || (!has_mean && !is_padding)) return;
     sums.for_each_chunk([&](int chunk, const float(&values)[kChunk]) {
       shared_.centroids[Layout::at(cluster, chunk)] = pack_chunk<kDType>(values);
     });
@@ -133,10 +137,12 @@ class SegmentClusterer {
 
   __device__ void assign() {
     constexpr int kKeys = 16 * kTiles;
+#pragma unroll 1
     for (int first = warp_id() * kKeys; first < p_.keys.num_tokens; first += kWarps * kKeys) {
       KeyTiles<kDType, kHeadDim, kTiles> keys;
       keys.load(p_.keys, first);
-      for (int c = 0; c < padded_; c += 8) keys.score(shared_.centroids, shared_.bias, c);
+#pragma unroll 1  // keys fill the registers
+      for (int c = 0; c < padded(); c += 8) keys.score(shared_.centroids, shared_.bias, c);
       keys.finish(p_.keys.num_tokens - first, [&](int token, int label) {
         shared_.labels[first + token] = static_cast<std::uint16_t>(label);
       });
@@ -226,14 +232,15 @@ class SegmentClusterer {
   const ClusterJob& job_;
   const cluster::SegmentParams& p_;
   Shared& shared_;
-  int padded_;
 };
 
 template <class Size, DType kDType, int kHeadDim>
 __global__ __launch_bounds__(Size::kThreads,
                              1) void cluster_segment_kernel(const ClusterJob* jobs) {
   auto& shared = dynamic_shared<SegmentShared<Size, kHeadDim>>();
-  SegmentClusterer<Size, kDType, kHeadDim>(jobs[blockIdx.x], shared).run();
+  if (threadIdx.x == 0) shared.job = jobs[blockIdx.x];
+  __syncthreads();
+  SegmentClusterer<Size, kDType, kHeadDim>(shared).run();
 }
 
 template <class Size, DType kDType, int kHeadDim>

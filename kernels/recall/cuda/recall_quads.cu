@@ -73,28 +73,39 @@ class Recaller {
     p_.counts[head_] = {shared_.hits, shared_.misses, shared_.in_place};
   }
 
-  /// A warp moves up to 8 KiB at a time: all loads, then all stores.
+  /// A warp moves two pieces of up to 2 KiB at a time: all their loads, then all their stores.
   template <int kHeadDim>
   __device__ void copy() const {
     constexpr int kQuadChunks = kQuadRows * 2 * kHeadDim / kChunk;
-    constexpr int kMine = (kQuadChunks + kWarpLanes - 1) / kWarpLanes;
-    constexpr int kQuads = kMine <= 4 ? 2 : 1;
-    for (int first = warp_id() * kQuads; first < shared_.num_copies; first += kWarps * kQuads) {
-      uint4 chunks[kQuads][kMine];
-      for (int q = 0; q < kQuads; ++q) {
-        const int at = first + q < shared_.num_copies ? first + q : first;
-        const std::byte* from = p_.stored.row(head_, copies_[at].quad * kQuadRows);
-        for (int i = 0; i < kMine; ++i) {
-          const int chunk = lane_id() + i * kWarpLanes;
-          if (chunk < kQuadChunks) chunks[q][i] = load128(from + 16 * chunk);
+    constexpr int kParts = kQuadChunks > 128 ? 2 : 1;
+    constexpr int kPieceChunks = kQuadChunks / kParts;
+    constexpr int kMine = (kPieceChunks + kWarpLanes - 1) / kWarpLanes;
+    constexpr int kPieces = 2;
+    const int count = shared_.num_copies * kParts;
+#pragma unroll 1
+    for (int first = warp_id() * kPieces; first < count; first += kWarps * kPieces) {
+      uint4 chunks[kPieces][kMine];
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        const int piece = first + i < count ? first + i : first;
+        const std::byte* from = p_.stored.row(head_, copies_[piece / kParts].quad * kQuadRows) +
+                                piece % kParts * kPieceChunks * 16;
+#pragma unroll
+        for (int j = 0; j < kMine; ++j) {
+          const int chunk = lane_id() + j * kWarpLanes;
+          if (chunk < kPieceChunks) chunks[i][j] = load128(from + 16 * chunk);
         }
       }
-      for (int q = 0; q < kQuads && first + q < shared_.num_copies; ++q) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        if (first + i >= count) continue;
         std::byte* to = p_.pools.slots + static_cast<std::size_t>(head_) * p_.pools.head_stride +
-                        std::size_t{copies_[first + q].slot} * kQuadChunks * 16;
-        for (int i = 0; i < kMine; ++i) {
-          const int chunk = lane_id() + i * kWarpLanes;
-          if (chunk < kQuadChunks) store128(to + 16 * chunk, chunks[q][i]);
+                        std::size_t{copies_[(first + i) / kParts].slot} * kQuadChunks * 16 +
+                        static_cast<std::size_t>((first + i) % kParts * kPieceChunks) * 16;
+#pragma unroll
+        for (int j = 0; j < kMine; ++j) {
+          const int chunk = lane_id() + j * kWarpLanes;
+          if (chunk < kPieceChunks) store128(to + 16 * chunk, chunks[i][j]);
         }
       }
     }
@@ -218,7 +229,7 @@ class Recaller {
 };
 
 template <int kHeadDim>
-__global__ __launch_bounds__(kThreads) void recall_quads_kernel(RecallParams p) {
+__global__ __launch_bounds__(kThreads, 1) void recall_quads_kernel(RecallParams p) {
   Recaller recaller(p, dynamic_shared<RecallShared>());
   recaller.resolve();
   __syncthreads();

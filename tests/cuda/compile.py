@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every .cu file for each architecture, warnings as errors, and reads registers, stack,
+spills and instructions off the result.
+
+Usage: compile.py NVCC WORK [--write]. Fails if a kernel spills or has a stack, takes more registers or
+has other counts of matrix instructions than docs/cuda-kernels.md says, lacks 16-byte loads on a path of
+rows, or if a file takes more than 30 s or 700 MB. --write writes docs/cuda-kernels.md.
+"""
+import collections
+import concurrent.futures
+import os
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+TABLE = ROOT / "docs" / "cuda-kernels.md"
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+FLAGS = ("-std=c++20 --expt-relaxed-constexpr -fmad=false -Werror all-warnings "
+         "-Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,-warn-spills -cubin").split()
+SECONDS, MEGABYTES = 30, 700
+
+# Low 12 bits of an instruction, from cubins of known kernels. LDG has its size in bits 73 .. 75.
+OPCODES = {0x23C: "HMMA", 0x237: "IMMA", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x387: "STL", 0x983: "LDL"}
+LDG, LDG_128 = 0x981, 6
+
+Kernel = collections.namedtuple("Kernel", "name arch registers shared stack spills counts")
+
+
+def sections(cubin):
+    """(name, bytes) of the sections of an ELF file."""
+    start, = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, start + i * size) for i in range(count)]
+    for header in headers:
+        at = headers[names][4] + header[0]
+        yield cubin[at:cubin.index(b"\0", at)].decode(), cubin[header[4]:header[4] + header[5]]
+
+
+def census(code):
+    counts = collections.Counter()
+    for at in range(0, len(code) - 15, 16):
+        low, high = struct.unpack_from("<QQ", code, at)
+        opcode = low & 0xFFF
+        if opcode in OPCODES:
+            counts[OPCODES[opcode]] += 1
+        if opcode == LDG and (high >> 9) & 7 == LDG_128:
+            counts["LDG.128"] += 1
+    return counts
+
+
+def short_name(mangled):
+    name = subprocess.run(["c++filt", mangled], capture_output=True, text=True).stdout.strip()
+    name = re.sub(r"\(anonymous namespace\)::|clusterkv::|cuda::|v0::|_NV_ANON_NAMESPACE::", "", name)
+    name = re.sub(r"^void ", "", name).split("(", 1)[0] if "<" not in name else name
+    match = re.match(r"(?:void )?(\w+?)(?:_kernel)?(<.*?>)?\(", name + "(")
+    arguments = (match[2] or "").replace("(DType)1", "f16").replace("(DType)2", "bf16")
+    for value, word in enumerate(("int8", "bf16", "f32")):
+        arguments = arguments.replace(f"(IndexDType){value}", word)
+    arguments = arguments.replace("Size", "").replace("(int)", "").strip("<>")
+    return match[1] + (" " + arguments if arguments else "")
+
+
+def compile_one(nvcc, work, file, arch):
+    """(kernels, complaints) of one file."""
+    cubin = work / f"{file.stem}.{arch}.cubin"
+    command = [nvcc, *FLAGS, f"-arch={arch}", f"-I{ROOT}", f"-I{ROOT / 'include'}", str(file), "-o",
+               str(cubin)]
+    start = time.time()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.time() - start
+    if status != 0:
+        return [], [f"{file.name} {arch}: {log[-2000:]}"]
+    complaints = []
+    cpu = usage.ru_utime + usage.ru_stime
+    if min(cpu, seconds) > SECONDS or usage.ru_maxrss / 1024 > MEGABYTES:
+        complaints.append(f"{file.name} {arch}: {cpu:.0f} s, {usage.ru_maxrss / 1024:.0f} MB")
+    code = dict(sections(cubin.read_bytes()))
+    kernels = []
+    pattern = (r"Compiling entry function '(\S+)'[^\n]*\n[^\n]*\n\s+(\d+) bytes stack frame, (\d+) bytes "
+               r"spill stores[^\n]*\n[^\n]*Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+    for mangled, stack, spills, registers, shared in re.findall(pattern, log):
+        counts = census(code[".text." + mangled])
+        kernels.append(Kernel(short_name(mangled), arch, int(registers), int(shared or 0), int(stack),
+                              int(spills), counts))
+    return kernels, complaints
+
+
+COLUMNS = ("HMMA", "IMMA", "LDSM", "LDGSTS", "LDG.128")
+
+
+def row(kernel):
+    counts = " | ".join(str(kernel.counts[c]) for c in COLUMNS)
+    return f"| {kernel.name} | {kernel.arch} | {kernel.registers} | {kernel.spills} | {kernel.stack} | {counts} |"
+
+
+def write_table(kernels):
+    lines = ["# CUDA kernels as compiled", "",
+             "Written by `tests/cuda/compile.py --write` with nvcc 13.0; the test compiles them again and",
+             "compares. Counts are instructions in the code, not executed ones. No kernel may spill or have a",
+             "stack. Shared memory is dynamic, `sizeof` each kernel's `Shared` struct.", "",
+             "| kernel | arch | registers | spills | stack | " + " | ".join(COLUMNS) + " |",
+             "|---" * (5 + len(COLUMNS)) + "|"]
+    TABLE.write_text("\n".join(lines + [row(k) for k in kernels]) + "\n")
+
+
+def compare(kernels):
+    """What differs from the table: matrix instructions exactly, registers as an upper limit."""
+    table = {}
+    for line in TABLE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 + len(COLUMNS) and cells[2].isdigit():
+            table[cells[0], cells[1]] = [int(cell) for cell in cells[2:]]
+    for kernel in kernels:
+        wanted = table.pop((kernel.name, kernel.arch), None)
+        got = [kernel.registers, kernel.spills, kernel.stack, *(kernel.counts[c] for c in COLUMNS)]
+        if wanted is None:
+            yield f"{kernel.name} {kernel.arch}: not in {TABLE.name}"
+        elif got[0] > wanted[0] or got[3:6] != wanted[3:6]:
+            yield f"{kernel.name} {kernel.arch}: {got}, expected {wanted}"
+    for name, arch in table:
+        yield f"{name} {arch}: in {TABLE.name}, but not compiled"
+
+
+def main():
+    nvcc, work = sys.argv[1], pathlib.Path(sys.argv[2])
+    work.mkdir(parents=True, exist_ok=True)
+    jobs = [(file, arch) for file in sorted(ROOT.glob("kernels/*/cuda/*.cu")) for arch in ARCHITECTURES]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda job: compile_one(nvcc, work, *job), jobs))
+    kernels = sorted((k for found, _ in results for k in found), key=lambda k: (k.name, k.arch))
+    complaints = [c for _, found in results for c in found]
+    for kernel in kernels:
+        if kernel.stack or kernel.spills or kernel.counts["STL"] or kernel.counts["LDL"]:
+            complaints.append(f"{kernel.name} {kernel.arch}: stack {kernel.stack}, spills {kernel.spills}, "
+                              f"{kernel.counts['LDL']} local loads")
+    if "--write" in sys.argv:
+        write_table(kernels)
+    complaints += compare(kernels)
+    print("\n".join(complaints))
+    print(f"{len(kernels)} kernels, {len(jobs)} compilations, {len(complaints)} complaints")
+    return 1 if complaints or not kernels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
