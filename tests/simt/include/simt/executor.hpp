@@ -48,8 +48,10 @@ struct Site {
 };
 /// Last parameters of what kernels call: the place of the call.
 #define SIMT_SITE const char *site_file = __builtin_FILE(), int site_line = __builtin_LINE()
-#define SIMT_GIVEN \
-  ::simt::Site { site_file, site_line }
+#define SIMT_GIVEN       \
+  ::simt::Site {         \
+    site_file, site_line \
+  }
 
 /// Of functions in headers that kernels include: their own accesses are not the kernel's.
 #define SIMT_UNCHECKED __attribute__((noinline, no_sanitize("thread")))
