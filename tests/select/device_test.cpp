@@ -204,6 +204,24 @@ TEST_P(DeviceSelect, ChoosesAndExpandsAsTheCpu) {
   expect_same(planted, 3, HeadGrouping::kShared, true);
 }
 
+/// 1M tokens: 131,072 clusters a head, 32 slices.
+class DeviceSelectLong : public DeviceTest {};
+
+TEST_F(DeviceSelectLong, ChoosesAmongAllClustersOfAMillionTokens) {
+  constexpr int kClusters = 131072;
+  testing::Random random(17);
+  Plant plant;
+  plant.sizes.assign(kClusters, 8);
+  plant.t.emplace_back();
+  for (int i = 0; i < kClusters; ++i) {
+    plant.t[0].push_back(std::round(30.0 * double{random.normal()}) / 10);
+  }
+  Planted planted(plant);
+  for (const int budget : {500, 70000}) {
+    expect_same(planted, budget, HeadGrouping::kShared, false);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Ops, DeviceSelect,
                          ::testing::Values(Size{1, 1}, Size{63, 1}, Size{65, 2}, Size{200, 3},
                                            Size{257, 4}, Size{300, 12}, Size{1365, 4},
