@@ -51,7 +51,25 @@ class DeviceCluster : public testing::DeviceTest, public ::testing::WithParamInt
                         {offset.data() + c + 1, offset.data() + 2 * (c + 1)}};
     EXPECT_EQ(first, second);
     expect_consistent(first, n, c);
+    EXPECT_EQ(cluster_large(p), first) << "over the whole grid";
     return first;
+  }
+  /// The same run by the kernels for segments of any size.
+  static Result cluster_large(const SegmentParams& p) {
+    const auto n = static_cast<std::size_t>(p.keys.num_tokens);
+    const auto c = static_cast<std::size_t>(p.num_clusters);
+    testing::Guarded<std::int32_t> labels(n), order(n), offset(c + 1), cursor(c);
+    const auto padded = static_cast<std::size_t>(on_device::large_clusters(p.num_clusters));
+    testing::Guarded<std::uint16_t> centroids(padded * static_cast<std::size_t>(dim()));
+    testing::Guarded<float> bias(padded);
+    const on_device::LargeClusterJob job{{p, labels.data(), order.data(), offset.data()},
+                                         centroids.data(),
+                                         bias.data(),
+                                         cursor.data()};
+    on_device::cluster_large_segments(&job, 1, p, nullptr);
+    EXPECT_TRUE(labels.guards_intact() && order.guards_intact() && offset.guards_intact());
+    EXPECT_TRUE(centroids.guards_intact() && bias.guards_intact() && cursor.guards_intact());
+    return {labels.copy(), order.copy(), offset.copy()};
   }
   static void expect_consistent(const Result& r, int n, int c) {
     ASSERT_TRUE(std::all_of(r.labels.begin(), r.labels.end(),

@@ -67,8 +67,8 @@ class KeyTiles {
     }
   }
 
-  /// Scores of clusters first .. first + 7.
-  __device__ void score(const uint4* centroids, const float* bias, int first) {
+  /// Scores of clusters first .. first + 7 of those given, whose numbers start at `base`.
+  __device__ void score(const uint4* centroids, const float* bias, int first, int base = 0) {
     float sum[kTiles][4] = {};
 #pragma unroll
     for (int s = 0; s < Layout::kSteps; ++s) {
@@ -94,7 +94,7 @@ class KeyTiles {
           const float value = sum[tile][2 * half + column] - bias[cluster];
           if (!cluster::is_better(value, best_[tile][half])) continue;
           best_[tile][half] = value;
-          label_[tile][half] = cluster;
+          label_[tile][half] = base + cluster;
         }
       }
     }
@@ -190,5 +190,16 @@ class ChannelSums {
   int lane_;
   float sum_[kMine][kChunk] = {};
 };
+
+/// A mean becomes what assign compares with: of length 1 for the cosine. Returns the bias. All lanes
+/// of the warp take part.
+template <DType kDType, int kHeadDim, int kLanes>
+__device__ inline float finish_mean(ChannelSums<kDType, kHeadDim, kLanes>& sums, Metric metric) {
+  if (metric == Metric::kCosine) {
+    const float norm = sqrtf(sums.squared_norm());
+    sums.multiply(1.0F / (norm > 1e-12F ? norm : 1e-12F));
+  }
+  return metric == Metric::kL2 ? 0.5F * sums.squared_norm() : 0.0F;
+}
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

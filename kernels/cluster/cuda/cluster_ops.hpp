@@ -33,4 +33,22 @@ struct ClusterJob {
 void cluster_segments(const ClusterJob* jobs, int num_jobs, const cluster::SegmentParams& like,
                       void* stream);
 
+/// A run of any size, with scratch for its centroids.
+struct LargeClusterJob {
+  ClusterJob job;
+  std::uint16_t* centroids;  ///< [large_clusters(num_clusters), head_dim], in the rows' dtype
+  float* bias;               ///< [large_clusters(num_clusters)]
+  std::int32_t* cursor;      ///< [num_clusters]
+};
+/// Clusters with padding up to whole tiles.
+inline constexpr int kLargeTile = 64;
+constexpr int large_clusters(int num_clusters) {
+  return (num_clusters + kLargeTile - 1) / kLargeTile * kLargeTile;
+}
+
+/// As cluster_segments(), with the same bits, over the whole grid: for prompts that are one segment.
+/// Launches: 2, and 3 an iteration.
+void cluster_large_segments(const LargeClusterJob* jobs, int num_jobs,
+                            const cluster::SegmentParams& like, void* stream);
+
 }  // namespace clusterkv::CLUSTERKV_DEVICE

@@ -122,11 +122,7 @@ class SegmentClusterer {
 
   /// Rounds a mean to a centroid. Numbers past the last cluster are padding.
   __device__ void store(int cluster, Sums& sums, bool has_mean, int lane) {
-    if (p_.metric == Metric::kCosine) {
-      const float norm = sqrtf(sums.squared_norm());
-      sums.multiply(1.0F / (norm > 1e-12F ? norm : 1e-12F));
-    }
-    const float bias = p_.metric == Metric::kL2 ? 0.5F * sums.squared_norm() : 0.0F;
+    const float bias = finish_mean(sums, p_.metric);
     const bool is_padding = cluster >= p_.num_clusters;
     if (cluster >= padded() || (!has_mean && !is_padding)) return;
     sums.for_each_chunk([&](int chunk, const float(&values)[kChunk]) {
