@@ -8,8 +8,6 @@ function(clusterkv_compile_options target)
   target_compile_options(${target} PRIVATE
     -ffp-contract=off -Wall -Wextra -Wpedantic -Wconversion -Wshadow
     -Wno-missing-field-initializers  # designated initialisers leave out what has a default
-    # GCC 12 sees overlaps in sums of std::string that are none (GCC bug 105651).
-    $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
     $<$<BOOL:${CLUSTERKV_WERROR}>:-Werror>)
   if(CLUSTERKV_SANITIZE)
     target_compile_options(${target} PRIVATE
