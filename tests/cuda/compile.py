@@ -2,9 +2,10 @@
 """Compiles every .cu file for each architecture, warnings as errors, and reads registers, stack,
 spills and instructions off the result.
 
-Usage: compile.py NVCC WORK [--write]. Fails if a kernel spills or has a stack, takes more registers or
-has other counts of matrix instructions than docs/cuda-kernels.md says, lacks 16-byte loads on a path of
-rows, or if a file takes more than 30 s or 700 MB. --write writes docs/cuda-kernels.md.
+Usage: compile.py NVCC WORK [--write]. Fails if a kernel spills or has a stack, if it takes more registers
+or has other counts of matrix instructions, asynchronous copies and 16-byte loads than
+docs/cuda-kernels.md says, or if a file takes more than 30 s (twice that on a busy machine) or 700 MB.
+--write writes docs/cuda-kernels.md.
 """
 import collections
 import concurrent.futures
@@ -22,6 +23,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++20 --expt-relaxed-constexpr -fmad=false -Werror all-warnings "
          "-Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,-warn-spills -cubin").split()
 SECONDS, MEGABYTES = 30, 700
+BUSY = 2  # what a busy machine may take longer, CPU time included
 
 # Low 12 bits of an instruction, from cubins of known kernels. LDG has its size in bits 73 .. 75.
 OPCODES = {0x23C: "HMMA", 0x237: "IMMA", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x387: "STL", 0x983: "LDL"}
@@ -65,7 +67,7 @@ def short_name(mangled):
 
 
 def compile_one(nvcc, work, file, arch):
-    """(kernels, complaints) of one file."""
+    """(kernels, complaints, seconds of CPU) of one file."""
     cubin = work / f"{file.stem}.{arch}.cubin"
     command = [nvcc, *FLAGS, f"-arch={arch}", f"-I{ROOT}", f"-I{ROOT / 'include'}", str(file), "-o",
                str(cubin)]
@@ -75,10 +77,10 @@ def compile_one(nvcc, work, file, arch):
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.time() - start
     if status != 0:
-        return [], [f"{file.name} {arch}: {log[-2000:]}"]
+        return [], [f"{file.name} {arch}: {log[-2000:]}"], 0
     complaints = []
     cpu = usage.ru_utime + usage.ru_stime
-    if min(cpu, seconds) > SECONDS or usage.ru_maxrss / 1024 > MEGABYTES:
+    if min(cpu, seconds) > BUSY * SECONDS or usage.ru_maxrss / 1024 > MEGABYTES:
         complaints.append(f"{file.name} {arch}: {cpu:.0f} s, {usage.ru_maxrss / 1024:.0f} MB")
     code = dict(sections(cubin.read_bytes()))
     kernels = []
@@ -88,7 +90,7 @@ def compile_one(nvcc, work, file, arch):
         counts = census(code[".text." + mangled])
         kernels.append(Kernel(short_name(mangled), arch, int(registers), int(shared or 0), int(stack),
                               int(spills), counts))
-    return kernels, complaints
+    return kernels, complaints, cpu
 
 
 COLUMNS = ("HMMA", "IMMA", "LDSM", "LDGSTS", "LDG.128")
@@ -110,7 +112,7 @@ def write_table(kernels):
 
 
 def compare(kernels):
-    """What differs from the table: matrix instructions exactly, registers as an upper limit."""
+    """What differs from the table: instructions exactly, registers as an upper limit."""
     table = {}
     for line in TABLE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -121,7 +123,7 @@ def compare(kernels):
         got = [kernel.registers, kernel.spills, kernel.stack, *(kernel.counts[c] for c in COLUMNS)]
         if wanted is None:
             yield f"{kernel.name} {kernel.arch}: not in {TABLE.name}"
-        elif got[0] > wanted[0] or got[3:6] != wanted[3:6]:
+        elif got[0] > wanted[0] or got[3:] != wanted[3:]:
             yield f"{kernel.name} {kernel.arch}: {got}, expected {wanted}"
     for name, arch in table:
         yield f"{name} {arch}: in {TABLE.name}, but not compiled"
@@ -133,8 +135,8 @@ def main():
     jobs = [(file, arch) for file in sorted(ROOT.glob("kernels/*/cuda/*.cu")) for arch in ARCHITECTURES]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: compile_one(nvcc, work, *job), jobs))
-    kernels = sorted((k for found, _ in results for k in found), key=lambda k: (k.name, k.arch))
-    complaints = [c for _, found in results for c in found]
+    kernels = sorted((k for found, _, _ in results for k in found), key=lambda k: (k.name, k.arch))
+    complaints = [c for _, found, _ in results for c in found]
     for kernel in kernels:
         if kernel.stack or kernel.spills or kernel.counts["STL"] or kernel.counts["LDL"]:
             complaints.append(f"{kernel.name} {kernel.arch}: stack {kernel.stack}, spills {kernel.spills}, "
@@ -143,7 +145,9 @@ def main():
         write_table(kernels)
     complaints += compare(kernels)
     print("\n".join(complaints))
-    print(f"{len(kernels)} kernels, {len(jobs)} compilations, {len(complaints)} complaints")
+    slowest = max(seconds for _, _, seconds in results)
+    print(f"{len(kernels)} kernels, {len(jobs)} compilations, the slowest {slowest:.0f} s of CPU, "
+          f"{len(complaints)} complaints")
     return 1 if complaints or not kernels else 0
 
 
