@@ -8,53 +8,11 @@
 
 #include "kernels/attend/attend.hpp"
 #include "kernels/attend/cpu/softmax_state.hpp"
+#include "kernels/attend/row_finder.hpp"
 #include "kernels/common/dispatch.hpp"
 
 namespace clusterkv::attend {
 namespace {
-
-/// Finds the rows of one plan row and selection head, in logical order.
-class RowFinder {
- public:
-  RowFinder(const AttendParams& p, int row, int head)
-      : p_(p),
-        row_(p.rows[row]),
-        kv_head_(head / (p.lists.selection_heads / p.num_kv_heads)),
-        ids_(p.all_rows ? nullptr : p.lists.rows_of(row, head)),
-        middle_(p.all_rows ? row_.num_stored : p.lists.num_rows[p.lists.list(row, head)]) {}
-
-  [[nodiscard]] std::int64_t count() const { return row_.num_sinks + middle_ + row_.num_pending; }
-
-  [[nodiscard]] const std::byte* find(std::int64_t i) const {
-    if (i < row_.num_sinks) return p_.live.row(kv_head_, paged_row(row_.live_pages, i));
-    i -= row_.num_sinks;
-    if (i >= middle_) {
-      const std::int64_t pending = row_.first_pending + i - middle_;
-      return p_.live.row(kv_head_, paged_row(row_.live_pages, pending));
-    }
-    return stored(ids_ == nullptr ? paged_row(row_.row_pages, i) : ids_[i]);
-  }
-
- private:
-  [[nodiscard]] const std::byte* stored(std::uint32_t row) const {
-    if (p_.slots.directory != nullptr) {
-      const std::uint32_t slot =
-          p_.slots.directory[kv_head_ * p_.slots.num_quads + row / kQuadRows];
-      if (slot != kNoSlot) {
-        const std::size_t slot_row = std::size_t{slot} * kQuadRows + row % kQuadRows;
-        return p_.slots.slots + static_cast<std::size_t>(kv_head_) * p_.slots.head_stride +
-               slot_row * p_.stored.row_bytes;
-      }
-    }
-    return p_.stored.row(kv_head_, row);
-  }
-
-  const AttendParams& p_;
-  const SequenceView& row_;
-  int kv_head_;
-  const std::uint32_t* ids_;
-  std::int64_t middle_;
-};
 
 template <DType kDType, int kHeadDim>
 void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,

@@ -12,6 +12,7 @@
 #include "kernels/attend/cuda/merge.cuh"
 #include "kernels/attend/cuda/row_piece.cuh"
 #include "kernels/attend/cuda/tail_piece.cuh"
+#include "kernels/attend/row_finder.hpp"
 #include "kernels/attend/rules.hpp"
 #include "kernels/common/dispatch.hpp"
 
@@ -21,55 +22,15 @@ namespace {
 using attend::AttendParams;
 using attend::MergeParams;
 
-/// The rows of one plan row and selection head: sinks, chosen rows, pending.
+/// Addresses of the rows of one plan row and selection head, 16-bit elements.
 template <int kHeadDim>
-class RowFinder {
- public:
-  __device__ RowFinder(const AttendParams& p, int row, int head)
-      : p_(p),
-        row_(p.rows[row]),
-        kv_head_(head / (p.lists.selection_heads / p.num_kv_heads)),
-        ids_(p.all_rows ? nullptr : p.lists.rows_of(row, head)),
-        middle_(p.all_rows ? row_.num_stored : p.lists.num_rows[p.lists.list(row, head)]) {}
-
-  [[nodiscard]] __device__ std::int64_t count() const {
-    return row_.num_sinks + middle_ + row_.num_pending;
-  }
+struct RowAddresses {
+  attend::RowFinder rows;
 
   __device__ RowAddress operator()(std::int64_t i) const {
-    const std::byte* row = find(i);
-    return {row, row + 2 * std::size_t{kHeadDim}};
+    const std::byte* key = rows.find(i);
+    return {key, key + 2 * std::size_t{kHeadDim}};
   }
-
- private:
-  [[nodiscard]] __device__ const std::byte* find(std::int64_t i) const {
-    if (i < row_.num_sinks) return p_.live.row(kv_head_, paged_row(row_.live_pages, i));
-    i -= row_.num_sinks;
-    if (i >= middle_) {
-      const std::int64_t pending = row_.first_pending + i - middle_;
-      return p_.live.row(kv_head_, paged_row(row_.live_pages, pending));
-    }
-    return stored(ids_ == nullptr ? paged_row(row_.row_pages, i) : ids_[i]);
-  }
-
-  [[nodiscard]] __device__ const std::byte* stored(std::uint32_t row) const {
-    if (p_.slots.directory != nullptr) {
-      const std::uint32_t slot =
-          p_.slots.directory[kv_head_ * p_.slots.num_quads + row / kQuadRows];
-      if (slot != kNoSlot) {
-        const std::size_t slot_row = std::size_t{slot} * kQuadRows + row % kQuadRows;
-        return p_.slots.slots + static_cast<std::size_t>(kv_head_) * p_.slots.head_stride +
-               slot_row * p_.stored.row_bytes;
-      }
-    }
-    return p_.stored.row(kv_head_, row);
-  }
-
-  const AttendParams& p_;
-  const SequenceView& row_;
-  int kv_head_;
-  const std::uint32_t* ids_;
-  std::int64_t middle_;
 };
 
 template <int kHeadDim>
@@ -92,8 +53,8 @@ class Attender {
         head_(static_cast<int>(blockIdx.y)),
         row_(p_.rows[number_]),
         served_(p_.num_q_heads / p_.lists.selection_heads),
-        finder_(p_, number_, head_),
-        row_pieces_(attend::num_row_pieces(finder_.count())),
+        finder_{{p_, number_, head_}},
+        row_pieces_(attend::num_row_pieces(finder_.rows.count())),
         has_tail_(p_.tail != Tail::kNone && !p_.all_rows && !row_.everything),
         tail_pieces_(has_tail_ ? attend::num_tail_pieces(row_.num_blocks) : 0) {}
 
@@ -117,11 +78,11 @@ class Attender {
     const int q_head = head_ * served_ + first;
     const float* query =
         p_.query + (std::int64_t{row_.query_row} * p_.num_q_heads + q_head) * kHeadDim;
-    RowPiece<kDType, kHeadDim, RowFinder<kHeadDim>> rows(shared_.rows, finder_, query, heads,
-                                                         p_.softmax_scale * kLog2E);
-    const std::int64_t step = attend::rows_per_piece(finder_.count());
+    RowPiece<kDType, kHeadDim, RowAddresses<kHeadDim>> rows(shared_.rows, finder_, query, heads,
+                                                            p_.softmax_scale * kLog2E);
+    const std::int64_t step = attend::rows_per_piece(finder_.rows.count());
     const std::int64_t last = (piece + 1) * step;
-    rows.run(piece * step, last < finder_.count() ? last : finder_.count());
+    rows.run(piece * step, last < finder_.rows.count() ? last : finder_.rows.count());
     for (int i = static_cast<int>(threadIdx.x); i < heads * kHeadDim; i += kAttendThreads) {
       const int g = i / kHeadDim;
       const auto state = rows.read(g, i % kHeadDim);
@@ -204,7 +165,7 @@ class Attender {
   int head_;
   const SequenceView& row_;
   int served_;
-  RowFinder<kHeadDim> finder_;
+  RowAddresses<kHeadDim> finder_;
   int row_pieces_;
   bool has_tail_;
   int tail_pieces_;
