@@ -11,6 +11,7 @@ function(clusterkv_simt_kernels target LANE)
   clusterkv_compile_options(${target})
   target_include_directories(${target} PRIVATE
     ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/tests/simt/include)
+  target_compile_definitions(${target} PRIVATE CLUSTERKV_SIMT)
   # Reads of 16 bytes through other types are defined in CUDA; pragmas are nvcc's. Loops must stay
   # loops: calls of memset would pass the checker by.
   target_compile_options(${target} PRIVATE

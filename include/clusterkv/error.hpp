@@ -59,6 +59,12 @@ class BackendUnavailable : public Error {
   using Error::Error;
 };
 
+/// CUDA reported an error; the message has its name. Errors of kernels surface at a later call.
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// A MemoryResource could not give the memory asked for.
 class OutOfMemory : public Error {
  public:

@@ -146,7 +146,7 @@ TEST_P(DeviceAttend, SameBitsOnEveryRun) {
   attention.tail = Tail::kMean;
   const Result first = run_on_device(attention);
   for (const std::uint64_t seed : {3, 4}) {
-    ::simt::set_options({.seed = seed});
+    set_schedule(seed);
     const Result again = run_on_device(attention);
     EXPECT_EQ(first.out, again.out);
     EXPECT_EQ(first.lse, again.lse);

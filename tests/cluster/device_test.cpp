@@ -192,7 +192,7 @@ TEST_P(DeviceCluster, SameBitsInAnySchedule) {
   const Keys keys(op(), testing::clustered_rows(random, 300, dim(), 12, 1.0), random);
   const Result first = cluster({keys.run, 70, Metric::kCosine, 3, false, 0});
   for (const std::uint64_t seed : {8, 9}) {
-    ::simt::set_options({.seed = seed});
+    set_schedule(seed);
     EXPECT_EQ(cluster({keys.run, 70, Metric::kCosine, 3, false, 0}), first);
   }
 }

@@ -13,6 +13,7 @@
 #include "kernels/index/cuda/index_ops.hpp"
 #include "kernels/recall/cuda/recall_ops.hpp"
 #include "kernels/select/cuda/select_ops.hpp"
+#include "tests/support/data.hpp"
 #include "tests/support/device.hpp"
 #include "tests/support/trace.hpp"
 
@@ -224,8 +225,7 @@ std::vector<float> DeviceLayer::attend(int query) {
 class DeviceTrace : public DeviceTest {};
 
 TEST_F(DeviceTrace, ErrsAsTheCpuBackend) {
-  const RecordedLayer trace =
-      load_recorded_layer(CLUSTERKV_DATA_DIR "/smollm2-135m-genesis-4k-layer9.safetensors", 9);
+  const RecordedLayer trace = load_recorded_layer(small_trace(), 9);
   const std::vector<double> full = full_attention(trace, kQueries);
   const CacheConfig config = CacheConfig::standard(trace.model(DType::kF16));
   const double cpu = replay_recorded(trace, config, {kBudget}, full, kQueries)[0].error_mean;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Each instruction of kernels/common/cuda/native.cuh against a scalar model, lane by lane. Layouts are
-// those of the PTX ISA, written down here a second time: on a device the same kernels judge the executor.
+// those of the PTX ISA, written down here a second time; a device judges both by the suites of the ops.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cluster/cluster.hpp"
-#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/backend.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 

@@ -12,6 +12,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/common/cuda/check.hpp"
+
 namespace clusterkv::cuda {
 
 using Half = __half;
@@ -115,21 +117,18 @@ struct LaunchConfig {
   void* stream = nullptr;  ///< cudaStream_t
 };
 
-/// Throws CudaError if `status` is not success. Lives in a .cu of its own.
-void check_launch(cudaError_t status, const char* what);
-
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
   constexpr std::size_t kAlwaysAllowed = 48 * 1024;
   if (config.shared_bytes > kAlwaysAllowed) {
-    check_launch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(config.shared_bytes)),
                  "cudaFuncSetAttribute");
   }
   kernel<<<config.grid, config.block, config.shared_bytes,
            static_cast<cudaStream_t>(config.stream)>>>(static_cast<Params>(args)...);
-  check_launch(cudaGetLastError(), "kernel launch");
+  check(cudaGetLastError(), "kernel launch");
 }
 
 }  // namespace clusterkv::cuda

@@ -4,7 +4,7 @@
 // that a captured launch serves any step within these bounds.
 #pragma once
 
-#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/backend.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 

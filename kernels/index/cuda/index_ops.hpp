@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/backend.hpp"
 #include "kernels/index/index.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/backend.hpp"
 #include "kernels/recall/recall.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
