@@ -35,7 +35,8 @@ def allowed(path):
         contracts = tuple(f"kernels/{s}/{f}.hpp" for s in STAGES for f in (s, "rules"))
         return (public, common, "src/", *contracts)
     if parts[0] == "bench":
-        return (public, "bench/", common, *(f"kernels/{s}/{f}.hpp" for s in STAGES for f in (s, "rules")))
+        ops = (f"kernels/{s}/cuda/{f}.hpp" for s in STAGES for f in (s + "_ops", "tuning"))
+        return (public, "bench/", common, *ops, *(f"kernels/{s}/{f}.hpp" for s in STAGES for f in (s, "rules")))
     return None
 
 

@@ -143,6 +143,12 @@ TEST(Executor, ReportsAccessesBeyondAnAllocation) {
   ::simt::release(memory);
 }
 
+TEST(Executor, ReportsStaticDataOfTheHost) {
+  static Words table;
+  EXPECT_THAT(reports_of(1, [] { device::load128(&table); }),
+              ElementsAre(HasSubstr("access to the host's static data at executor_test.cpp")));
+}
+
 TEST(Executor, ReportsLaunchesNoDeviceTakes) {
   EXPECT_THAT(reports_of(2000, [] {}), ElementsAre(HasSubstr("blocks of 2000 threads")));
   EXPECT_THAT(reports_of(

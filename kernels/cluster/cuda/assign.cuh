@@ -135,6 +135,7 @@ class ChannelSums {
  public:
   static constexpr int kChunks = kHeadDim / kChunk;
   static constexpr int kMine = (kChunks + kLanes - 1) / kLanes;
+  static_assert((kMine & (kMine - 1)) == 0, "halves of a tree");
 
   __device__ explicit ChannelSums(int lane) : lane_(lane) {}
 
@@ -165,15 +166,21 @@ class ChannelSums {
     }
   }
 
-  /// Over all lanes of the cluster; every lane of the warp takes part.
+  /// Over all lanes of the cluster; every lane of the warp takes part. A tree over chunks, c and
+  /// c + half of them first, whichever lanes hold them.
   [[nodiscard]] __device__ float squared_norm() const {
-    float sum = 0.0F;
+    float sum[kMine] = {};
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
 #pragma unroll
-      for (int j = 0; j < kChunk; ++j) sum = fmaf(sum_[i][j], sum_[i][j], sum);
+      for (int j = 0; j < kChunk; ++j) sum[i] = fmaf(sum_[i][j], sum_[i][j], sum[i]);
     }
-    return tree_sum_lanes<kLanes>(sum);
+#pragma unroll
+    for (int half = kMine / 2; half > 0; half /= 2) {
+#pragma unroll
+      for (int i = 0; i < half; ++i) sum[i] = sum[i] + sum[i + half];
+    }
+    return tree_sum_lanes<kLanes>(sum[0]);
   }
 
   /// write(chunk, values) for this lane's chunks.

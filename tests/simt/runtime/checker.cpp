@@ -18,8 +18,16 @@
 
 #include "runtime/block_run.hpp"
 
+extern "C" const char __executable_start, _end;  // the linker's
+
 namespace simt {
 namespace {
+
+/// Static storage of the program, constants included: a device does not see it.
+bool is_host_static(const void* at) {
+  return at >= static_cast<const void*>(&__executable_start) &&
+         at < static_cast<const void*>(&_end);
+}
 
 constexpr std::size_t kArenaBytes = std::size_t{1} << 28;
 constexpr std::size_t kGuard = 128;  ///< bytes nobody owns between two allocations
@@ -195,7 +203,9 @@ void passed_syncwarp(int warp) {
 }
 
 void access(const void* at, std::size_t bytes, Kind kind, Site site, const void* pc) {
-  if (!arena().holds(at) || current_thread == nullptr) return;
+  if (current_thread == nullptr) return;
+  if (is_host_static(at)) return complain("access to the host's static data", site, pc);
+  if (!arena().holds(at)) return;
   const std::size_t first = arena().offset(at);
   for (std::size_t i = first; i < first + bytes; ++i) {
     unsigned char& state = arena().state[i];
@@ -278,8 +288,9 @@ void note_atomic(const void* at, std::size_t bytes, Site site) {
 namespace {
 
 void hook(const void* at, std::size_t bytes, Kind kind, const void* pc) {
-  if (current_thread == nullptr || !arena().holds(at)) return;
+  if (current_thread == nullptr) return;
   checker::access(at, bytes, kind, {"", 0}, pc);
+  if (!arena().holds(at)) return;
   if (reinterpret_cast<std::uintptr_t>(at) % bytes != 0) complain("misaligned access", {"", 0}, pc);
   if (draw_preemption()) current_block->give_way();
 }

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The launches of one layer of a decode step on a device, captured in a graph: score, select, attend, and
+// recall with all quads there if rows are on the host. Times per layer. Axes: context, batch.
+#include "bench/support/decode_scene.hpp"
+
+namespace clusterkv::bench {
+namespace {
+
+void layer_step(benchmark::State& state, bool host_rows) {
+  SceneShape shape{.context = static_cast<int>(state.range(0)),
+                   .batch = static_cast<int>(state.range(1)),
+                   .host_rows = host_rows};
+  if (host_rows) shape.layers = shape.context > 500000 ? 1 : 4;
+  const DecodeScene& scene = scene_of(shape);
+  measure(state, {.layers = scene.layers()}, [&](void* stream) {
+    for (int i = 0; i < scene.layers(); ++i) {
+      scene.score(i, stream);
+      scene.select(i, stream);
+      if (host_rows) scene.recall(i, stream);
+      scene.attend(i, stream);
+    }
+  });
+}
+
+void contexts(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"context", "batch"})->UseManualTime()->Unit(benchmark::kMicrosecond);
+  for (const int context : {4096, 32768, 131072, 1048576}) bench->Args({context, 1});
+  bench->Args({131072, 8});
+}
+BENCHMARK_CAPTURE(layer_step, rows_on_device, false)
+    ->Name("pipeline/layer/cuda/rows_on_device")
+    ->Apply(contexts);
+BENCHMARK_CAPTURE(layer_step, rows_on_host, true)
+    ->Name("pipeline/layer/cuda/rows_on_host")
+    ->Apply(contexts);
+
+}  // namespace
+}  // namespace clusterkv::bench
