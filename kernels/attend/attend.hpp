@@ -26,7 +26,8 @@ struct PartialHead {
   std::int32_t kept;  ///< tail pieces: clusters whose value mean was read
 };
 
-/// Where partials lie: heads [row, q_head, piece], outputs [row, q_head, piece, head_dim].
+/// Where partials lie: heads [row, q_head, piece], outputs [row, q_head, piece, head_dim]; the heads of
+/// all query tokens.
 struct Partials {
   PartialHead* heads;
   float* outputs;
@@ -46,7 +47,7 @@ struct Partials {
 
 struct AttendParams {
   const SequenceView* rows;  ///< [num_rows]
-  const float* query;        ///< [query row, q_head, head_dim]
+  const float* query;        ///< [query row, q_head, head_dim]; a row's heads: SequenceView
   RowStore stored;
   RowStore live;
   SlotView slots;
@@ -61,8 +62,36 @@ struct AttendParams {
   float tail_share;
   IndexStore index;
   const RowScores* scores;   ///< [num_rows]
-  const HeadTotals* totals;  ///< [num_rows, num_q_heads]
+  const HeadTotals* totals;  ///< [num_rows, num_q_heads * query_tokens]
+  int query_tokens = 1;      ///< of a row, at most
 };
+
+/// Query heads of a plan row, those of all its query tokens; and those that a selection head serves.
+CLUSTERKV_HD inline int num_row_heads(const AttendParams& p, int row) {
+  return p.num_q_heads * p.rows[row].num_query_tokens;
+}
+CLUSTERKV_HD inline int num_served(const AttendParams& p, int row) {
+  return num_row_heads(p, row) / p.lists.selection_heads;
+}
+
+/// Query tokens are causal: of `num_rows` attended rows, member `m` of a group sees those that are not
+/// later than its token.
+CLUSTERKV_HD inline std::int64_t num_seen_rows(const AttendParams& p, const SequenceView& row,
+                                               std::int64_t num_rows, int m) {
+  return num_rows - (row.num_query_tokens - 1 - m / (p.num_q_heads / p.num_kv_heads));
+}
+
+/// Where the output of a plan row's query head goes.
+struct OutputHead {
+  std::int64_t row;
+  int q_head;
+};
+CLUSTERKV_HD inline OutputHead output_head(const AttendParams& p, const SequenceView& row,
+                                           int head) {
+  const int group = row.group(p.num_q_heads, p.num_kv_heads);
+  const int heads = p.num_q_heads / p.num_kv_heads;
+  return {std::int64_t{row.query_row} + head % group / heads, head / group * heads + head % heads};
+}
 
 /// Rows that one selection head of a plan row attends to: sinks, stored rows, pending, in this
 /// order.
@@ -87,10 +116,10 @@ struct MergeParams {
   bool tail_part;      ///< merge the tail pieces and the rest
   TensorView out;      ///< [query rows, num_q_heads, head_dim]; last stride 1
   TensorView lse;      ///< f32 [query rows, num_q_heads], or empty
-  float* tail_mass;    ///< [num_rows, num_q_heads], share of the softmax given to the tail; or null
+  float* tail_mass;    ///< as totals: share of the softmax given to the tail; or null
   std::int64_t* kept;  ///< [num_rows, selection_heads], value means read; or null
 };
-/// One plan row and query head.
+/// One plan row and one of its num_row_heads().
 void merge_partials_cpu(const MergeParams& params, int row, int q_head);
 
 // -------------------------------------------------------------------------- the caller's rows

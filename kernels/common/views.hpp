@@ -45,11 +45,20 @@ struct SequenceView {
   std::int32_t num_pending;
   std::int64_t num_stored;
   std::int32_t budget_tokens;
-  std::int32_t query_row;  ///< row of the query tensor; -1: does not attend in this step
+  std::int32_t query_row;  ///< first row of the query tensor; -1: does not attend in this step
   bool everything;         ///< attends to all its rows: short, or a plan without a choice
+  /// Its last tokens query, with one choice for all of them. They are rows from `query_row` of the
+  /// query tensor, in the order [kv_head, token, head of the group].
+  std::int32_t num_query_tokens = 1;
 
   /// Whether clusters are scored: it attends, and has a choice.
   [[nodiscard]] CLUSTERKV_HD bool is_scored() const { return query_row >= 0 && !everything; }
+
+  /// Query heads that share a KV head, those of all query tokens: member m of a group is head
+  /// m % (num_q_heads / num_kv_heads) of token m / (num_q_heads / num_kv_heads).
+  [[nodiscard]] CLUSTERKV_HD int group(int num_q_heads, int num_kv_heads) const {
+    return num_q_heads / num_kv_heads * num_query_tokens;
+  }
 };
 
 /// Rows of one layer: plane h holds the rows of KV head h.
@@ -126,14 +135,15 @@ struct BlockSums {
   float mass_sum;  ///< sum of size * 2^(t - m)
 };
 
-/// Scores of one plan row, for one layer. G = num_q_heads / num_kv_heads.
+/// Scores of one plan row, for one layer. G = SequenceView::group().
 struct RowScores {
   float* e;           ///< [kv_head, cluster id, G], 2^(t - m of its block)
   float* z;           ///< [kv_head, cluster id, G] in units of log2; null unless per query head
   BlockSums* blocks;  ///< [kv_head, block, G]
 };
 
-/// The choice of one step and layer. selection_heads = num_kv_heads, or num_q_heads per query head.
+/// The choice of one step and layer. selection_heads = num_kv_heads; or num_q_heads per query head, with
+/// one query token a row.
 /// Cluster id = kBlockClusters * logical block + cluster in block.
 struct SelectionLists {
   int selection_heads = 0;

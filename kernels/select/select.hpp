@@ -20,12 +20,13 @@ namespace clusterkv::select {
 struct ScoreParams {
   const SequenceView* rows;  ///< [num_rows]
   IndexStore index;
-  const float* query;       ///< [query row, q_head, head_dim]
+  const float* query;       ///< [query row, q_head, head_dim]; a row's heads: SequenceView
   const RowScores* scores;  ///< [num_rows], written
   int num_q_heads;
   int num_kv_heads;
   float softmax_scale;
-  bool use_spread;  ///< false: w = 0
+  bool use_spread;       ///< false: w = 0
+  int query_tokens = 1;  ///< of a row, at most
 };
 
 /// Blocks [first_block, last_block) of one plan row and KV head.
@@ -47,10 +48,11 @@ struct SelectParams {
   IndexStore index;
   const RowScores* scores;  ///< [num_rows]
   SelectionLists lists;     ///< written
-  HeadTotals* totals;       ///< [num_rows, num_q_heads], written
+  HeadTotals* totals;       ///< [num_rows, num_q_heads * query_tokens], written
   int num_q_heads;
   int num_kv_heads;
   HeadGrouping grouping;
+  int query_tokens = 1;  ///< of a row, at most
 };
 
 /// Scratch of one call: keys [num_blocks * kBlockClusters] and a histogram.

@@ -29,9 +29,13 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
       attend_tail_cpu(p, row, head, item - row_pieces);
     }
   });
-  runtime::parallel_for(executor, num_rows * p.num_q_heads, [&](int item) {
-    const int row = item / p.num_q_heads;
-    if (p.rows[row].query_row >= 0) merge_partials_cpu(params, row, item % p.num_q_heads);
+  const int max_heads = p.num_q_heads * p.query_tokens;
+  runtime::parallel_for(executor, num_rows * max_heads, [&](int item) {
+    const int row = item / max_heads;
+    const int head = item % max_heads;
+    if (p.rows[row].query_row >= 0 && head < num_row_heads(p, row)) {
+      merge_partials_cpu(params, row, head);
+    }
   });
 }
 

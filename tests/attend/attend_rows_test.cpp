@@ -68,6 +68,27 @@ TEST_P(AttendRows, NothingToAttendGivesZeroAndMinusInfinity) {
   for (const float x : got.lse) EXPECT_EQ(x, -INFINITY);
 }
 
+TEST_P(AttendRows, QueryTokensAreCausal) {
+  const auto& [op, heads, grouping] = GetParam();
+  if (grouping == HeadGrouping::kPerQueryHead) return;
+  for (const int tokens : {2, 5, 16}) {
+    testing::SceneShape shape = shape_of(op, {heads.q * tokens, heads.kv}, {{20, 90}, {7, 31}});
+    shape.num_pending = 17;
+    Attention attention(shape, grouping, 1, {tokens, tokens + 1});
+    attention.choose_some();
+    expect_all(attention, attention.run());
+  }
+}
+
+TEST_P(AttendRows, QueryTokensOfASequenceOfSinksAreCausal) {
+  const auto& [op, heads, grouping] = GetParam();
+  if (grouping == HeadGrouping::kPerQueryHead) return;
+  testing::SceneShape shape = shape_of(op, {heads.q * 4, heads.kv}, {{7, 31}});
+  shape.num_pending = 1;
+  Attention attention(shape, grouping, 1, {4, 4});
+  expect_all(attention, attention.run());  // of 4 sinks and 1 more the first token sees 2
+}
+
 // Zero keys weigh all rows alike, so n times the output counts how often each token was attended.
 TEST_P(AttendRows, AttendsEachTokenExactlyOnce) {
   Attention attention = make();

@@ -36,22 +36,14 @@ Result run_on_device(Attention& attention, bool rows_part = true, bool tail_part
   SequenceView views[2] = {p.rows[0], p.rows[1]};
   views[0].query_row = -1;
   p.rows = views;
-  const auto heads = static_cast<std::size_t>(p.num_q_heads);
-  const int dim = attention.scene.shape.op.head_dim;
   const auto lists = static_cast<std::size_t>(2 * p.lists.selection_heads);
-  testing::Guarded<float> out(heads * static_cast<std::size_t>(dim)), lse(heads);
-  testing::Guarded<float> mass(std::vector<float>(2 * heads, 0.0F));
-  testing::Guarded<std::int64_t> kept(std::vector<std::int64_t>(lists, -1));
   testing::Guarded<std::uint32_t> arrived(std::vector<std::uint32_t>(lists, 0));
-  on_device::attend(
-      {p, rows_part, tail_part, contiguous_view(out.data(), DType::kF32, {1, p.num_q_heads, dim}),
-       contiguous_view(lse.data(), DType::kF32, {1, p.num_q_heads}), mass.data(), kept.data()},
-      arrived.data(), {2, attention.view().num_blocks + 2, nullptr});
+  const Result result = attention.collect(
+      [&](const MergeParams& merge) {
+        on_device::attend(merge, arrived.data(), {2, attention.view().num_blocks + 2, nullptr});
+      },
+      p, rows_part, tail_part);
   EXPECT_EQ(arrived.copy(), std::vector<std::uint32_t>(lists, 0)) << "counters are 0 again";
-  Result result{out.copy(), lse.copy(), mass.copy(), kept.copy()};
-  result.tail_mass.erase(result.tail_mass.begin(),
-                         result.tail_mass.begin() + static_cast<std::ptrdiff_t>(heads));
-  result.kept.erase(result.kept.begin(), result.kept.begin() + attention.selection_heads());
   return result;
 }
 
@@ -128,6 +120,26 @@ TEST_P(DeviceAttend, TailAloneIsOnePartOfTheWhole) {
   const Result got = run_on_device(attention, /*rows_part=*/false);
   for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
     expect_near(attention, got, head, attention.tail_terms(head));
+  }
+}
+
+TEST_P(DeviceAttend, QueryTokensAreCausal) {
+  const auto& [dtype, dim, heads, grouping] = GetParam();
+  if (grouping == HeadGrouping::kPerQueryHead) return;
+  for (const int tokens : {2, 3, 16}) {
+    testing::SceneShape shape = shape_of({Backend::kCuda, dtype, dim}, {heads.q * tokens, heads.kv},
+                                         {{20, 90}, {130, 400}});
+    shape.num_pending = 17;
+    Attention attention(shape, grouping, 1, {tokens, tokens + 1});
+    round_query(attention.scene);
+    attention.choose_some();
+    attention.tail = Tail::kMean;
+    const Result got = run_on_device(attention);
+    for (int head = 0; head < shape.num_q_heads; ++head) {
+      auto terms = attention.row_terms(head);
+      for (auto& term : attention.tail_terms(head)) terms.push_back(std::move(term));
+      expect_near(attention, got, head, terms);
+    }
   }
 }
 

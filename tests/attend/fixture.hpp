@@ -43,6 +43,13 @@ inline std::string name_of(Heads heads) {
   return "q" + std::to_string(heads.q) + "_kv" + std::to_string(heads.kv);
 }
 
+/// Query tokens of the row, and of the longest one of the plan.
+struct QueryTokens {
+  int row = 1;
+  int plan = 1;
+};
+
+/// By heads of the row, those of all its query tokens.
 struct Result {
   std::vector<float> out, lse, tail_mass;
   std::vector<std::int64_t> kept;
@@ -53,18 +60,36 @@ class Attention {
   static constexpr int kRow = 1;  ///< plan row 0 belongs to somebody else
   static constexpr float kTailShare = 4e-3F;
 
-  Attention(const testing::SceneShape& shape, HeadGrouping grouping, std::uint64_t seed = 1)
+  /// With several query tokens, `shape` has the query heads of all of them.
+  Attention(const testing::SceneShape& shape, HeadGrouping grouping, std::uint64_t seed = 1,
+            QueryTokens tokens = {})
       : scene(shape, seed),
         grouping_(grouping),
+        tokens_(tokens),
         e_(static_cast<std::size_t>(scene.num_clusters() * shape.num_q_heads)),
         sums_(scene.blocks.size() * static_cast<std::size_t>(shape.num_q_heads)),
-        totals_(2 * static_cast<std::size_t>(shape.num_q_heads)),
-        heads_(2 * static_cast<std::size_t>(shape.num_q_heads) * kMaxPieces),
+        totals_(2 * static_cast<std::size_t>(plan_heads())),
+        heads_(2 * static_cast<std::size_t>(plan_heads()) * kMaxPieces),
         outputs_(heads_.size() * static_cast<std::size_t>(shape.op.head_dim)) {
     choice.resize(static_cast<std::size_t>(selection_heads()));
     clear_lists();
     write_scores();
     views_[kRow] = scene.view(1);
+    views_[kRow].num_query_tokens = tokens_.row;
+  }
+
+  /// Of one token.
+  [[nodiscard]] int num_q_heads() const { return scene.shape.num_q_heads / tokens_.row; }
+  /// Query heads of a row of the plan, at most.
+  [[nodiscard]] int plan_heads() const { return num_q_heads() * tokens_.plan; }
+  [[nodiscard]] int token_of(int head) const {
+    return head % scene.group() / (scene.group() / tokens_.row);
+  }
+  /// Where a head of the row is in tensors [token, q_head].
+  [[nodiscard]] std::size_t output_of(int head) const {
+    const int heads = scene.group() / tokens_.row;
+    return static_cast<std::size_t>(token_of(head) * num_q_heads() + head / scene.group() * heads +
+                                    head % heads);
   }
 
   [[nodiscard]] int selection_heads() const {
@@ -103,8 +128,9 @@ class Attention {
     p.slots = slots;
     p.lists = lists();
     p.all_rows = all_rows;
-    p.partials = {heads_.data(), outputs_.data(), scene.shape.num_q_heads, scene.shape.op.head_dim};
-    p.num_q_heads = scene.shape.num_q_heads;
+    p.partials = {heads_.data(), outputs_.data(), plan_heads(), scene.shape.op.head_dim};
+    p.num_q_heads = num_q_heads();
+    p.query_tokens = tokens_.plan;
     p.num_kv_heads = scene.shape.num_kv_heads;
     p.softmax_scale = scale;
     p.tail = tail;
@@ -131,26 +157,40 @@ class Attention {
     return merge(p, rows_part, tail_part);
   }
   Result merge(const AttendParams& p, bool rows_part, bool tail_part) {
-    const auto heads = static_cast<std::size_t>(p.num_q_heads);
-    const int dim = scene.shape.op.head_dim;
-    testing::Guarded<float> out(heads * static_cast<std::size_t>(dim));
-    testing::Guarded<float> lse(heads);
-    testing::Guarded<float> mass(std::vector<float>(2 * heads, 0.0F));
-    testing::Guarded<std::int64_t> kept(std::vector<std::int64_t>(2 * heads, -1));
-    for (int head = 0; head < p.num_q_heads; ++head) {
-      ops_of(scene.shape.op.backend)
-          .merge_partials({p, rows_part, tail_part,
-                           contiguous_view(out.data(), DType::kF32, {1, p.num_q_heads, dim}),
-                           contiguous_view(lse.data(), DType::kF32, {1, p.num_q_heads}),
-                           mass.data(), kept.data()},
-                          kRow, head);
-    }
+    return collect(
+        [&](const MergeParams& merge) {
+          for (int head = 0; head < scene.shape.num_q_heads; ++head) {
+            ops_of(scene.shape.op.backend).merge_partials(merge, kRow, head);
+          }
+        },
+        p, rows_part, tail_part);
+  }
+  /// What run(merge params) writes.
+  template <class Run>
+  Result collect(const Run& run, const AttendParams& p, bool rows_part, bool tail_part) {
+    const auto heads = static_cast<std::size_t>(scene.shape.num_q_heads);
+    const auto dim = static_cast<std::size_t>(scene.shape.op.head_dim);
+    testing::Guarded<float> out(heads * dim), lse(heads);
+    testing::Guarded<float> mass(std::vector<float>(2 * static_cast<std::size_t>(plan_heads()), 0));
+    testing::Guarded<std::int64_t> kept(
+        std::vector<std::int64_t>(2 * static_cast<std::size_t>(selection_heads()), -1));
+    const std::int64_t tokens = tokens_.row;
+    run({p, rows_part, tail_part,
+         contiguous_view(out.data(), DType::kF32, {tokens, num_q_heads(), scene.shape.op.head_dim}),
+         contiguous_view(lse.data(), DType::kF32, {tokens, num_q_heads()}), mass.data(),
+         kept.data()});
     EXPECT_TRUE(out.guards_intact() && lse.guards_intact() && mass.guards_intact());
     EXPECT_TRUE(kept.guards_intact() && heads_.guards_intact() && outputs_.guards_intact());
-    Result result{out.copy(), lse.copy(), mass.copy(), kept.copy()};
-    result.tail_mass.erase(result.tail_mass.begin(),
-                           result.tail_mass.begin() + static_cast<std::ptrdiff_t>(heads));
-    result.kept.erase(result.kept.begin(), result.kept.begin() + selection_heads());
+    Result result;
+    for (int head = 0; head < scene.shape.num_q_heads; ++head) {
+      const float* from = out.data() + output_of(head) * dim;
+      result.out.insert(result.out.end(), from, from + dim);
+      result.lse.push_back(lse[output_of(head)]);
+      result.tail_mass.push_back(mass[static_cast<std::size_t>(kRow * plan_heads() + head)]);
+    }
+    for (int head = 0; head < selection_heads(); ++head) {
+      result.kept.push_back(kept[static_cast<std::size_t>(kRow * selection_heads() + head)]);
+    }
     return result;
   }
 
@@ -176,7 +216,9 @@ class Attention {
     std::vector<reference::Term> terms;
     const Vec query = scene.query_of(q_head);
     const int kv_head = q_head / scene.group();
-    const auto rows = attended(selection_head(q_head));
+    auto rows = attended(selection_head(q_head));
+    const auto later = static_cast<std::size_t>(tokens_.row - 1 - token_of(q_head));
+    rows.resize(rows.size() - std::min(later, rows.size()));
     for (std::size_t i = first; i < rows.size() && i - first < count; ++i) {
       auto& store = rows[i].first ? scene.live : scene.stored;
       terms.push_back({double{scale} * reference::dot(query, store.key(kv_head, rows[i].second)),
@@ -315,13 +357,14 @@ class Attention {
       mass += c.size * std::exp2(t[c.id] - double{total.max});
     }
     total.mass = static_cast<float>(mass);
-    totals_[static_cast<std::size_t>(kRow * scene.shape.num_q_heads + q_head)] = total;
+    totals_[static_cast<std::size_t>(kRow * plan_heads() + q_head)] = total;
   }
   [[nodiscard]] std::size_t at(int kv_head, int plane, int i, int q_head) const {
     return static_cast<std::size_t>((kv_head * plane + i) * scene.group() + q_head % scene.group());
   }
 
   HeadGrouping grouping_;
+  QueryTokens tokens_;
   std::vector<std::map<int, double>> t_;   ///< [q_head]: cluster id -> t
   std::vector<std::map<int, int>> sizes_;  ///< [q_head]: cluster id -> rows
   Vec mass_;                               ///< [q_head]: of all clusters, sum of size 2^t

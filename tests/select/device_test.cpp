@@ -70,6 +70,11 @@ TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
     }
     p.scores = &device_scores;
     // A launch for shorter sequences has fewer blocks of threads, which take several turns.
+    SequenceView tokens = view;  // each member of a group a token of its own
+    tokens.num_query_tokens = use_spread ? 1 : s.group();
+    p.rows = &tokens;
+    p.num_q_heads = s.shape.num_q_heads / tokens.num_query_tokens;
+    p.query_tokens = tokens.num_query_tokens + 1;
     on_device::score_clusters(p, {1, use_spread ? view.num_blocks : 1, nullptr});
     EXPECT_TRUE(same_bits(cpu.blocks, device.blocks));
     EXPECT_TRUE(same_bits(cpu.e, device.e));
@@ -135,8 +140,10 @@ struct Lists {
   testing::Guarded<HeadTotals> totals;
 };
 
-void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool everything) {
-  const SequenceView views[2] = {{}, planted.view(budget, everything)};
+/// On the device the group's heads may be those of several query tokens; some other row has one more.
+void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool everything,
+                 int tokens = 1) {
+  SequenceView views[2] = {{}, planted.view(budget, everything)};
   const RowScores scores[2] = {{}, planted.scores()};
   Lists cpu(planted, grouping), device(planted, grouping);
   const int num_kv_heads = planted.num_q_heads() / planted.group();
@@ -158,7 +165,11 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
     }
   }
   p.lists = device.view;
-  p.totals = device.totals.data();
+  testing::Guarded<HeadTotals> totals(2 * device.totals.size());
+  p.totals = totals.data();
+  p.num_q_heads = planted.num_q_heads() / tokens;
+  p.query_tokens = 2 * tokens;
+  views[1].num_query_tokens = tokens;
   const int max_blocks = views[1].num_blocks + 3;
   const auto lists = static_cast<std::size_t>(2 * device.view.selection_heads);
   const auto slices = lists * static_cast<std::size_t>(on_device::num_slices(max_blocks));
@@ -173,8 +184,9 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
   EXPECT_EQ(cpu.cluster_ids.copy(), device.cluster_ids.copy());
   EXPECT_EQ(cpu.row_counts.copy(), device.row_counts.copy());
   EXPECT_EQ(cpu.row_ids.copy(), device.row_ids.copy());
+  const auto heads = static_cast<std::size_t>(planted.num_q_heads());
   EXPECT_EQ(
-      std::memcmp(cpu.totals.data(), device.totals.data(), cpu.totals.size() * sizeof(HeadTotals)),
+      std::memcmp(cpu.totals.data() + heads, totals.data() + 2 * heads, heads * sizeof(HeadTotals)),
       0);
   EXPECT_EQ(arrived.copy(), std::vector<std::uint32_t>(lists, 0)) << "counters are 0 again";
 }
@@ -202,6 +214,7 @@ TEST_P(DeviceSelect, ChoosesAndExpandsAsTheCpu) {
     }
   }
   expect_same(planted, 3, HeadGrouping::kShared, true);
+  expect_same(planted, total / 3 + 1, HeadGrouping::kShared, false, group);
 }
 
 /// 1M tokens: 131,072 clusters a head, 32 slices.

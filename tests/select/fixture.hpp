@@ -79,6 +79,7 @@ class Planted {
     v.num_stored = total_rows();
     v.budget_tokens = budget;
     v.everything = everything;
+    v.num_query_tokens = query_tokens;
     return v;
   }
   /// Runs one selection head and checks what must hold for any list.
@@ -91,9 +92,10 @@ class Planted {
     testing::Guarded<std::int32_t> histogram(kPassBins);
     const SelectionLists to = lists(grouping);
     ops_of(Backend::kCpu)
-        .select_clusters({views, index_.view(), rows, to, totals_.data(), num_q_heads(),
-                          plant_.num_kv_heads, grouping},
-                         kRow, head, {scratch.data(), histogram.data()});
+        .select_clusters(
+            {views, index_.view(), rows, to, totals_.data(), num_q_heads() / query_tokens,
+             plant_.num_kv_heads, grouping, query_tokens},
+            kRow, head, {scratch.data(), histogram.data()});
     EXPECT_TRUE(scratch.guards_intact() && histogram.guards_intact());
     const List list = read_list(to, head);
     const int kv_head = grouping == HeadGrouping::kShared ? head : head / group();
@@ -143,6 +145,8 @@ class Planted {
             row_ids_.data()};
   }
   testing::TestIndex& index() { return index_; }
+
+  int query_tokens = 1;  ///< whose heads the plant's are
 
   testing::Guarded<float> e, z;
   testing::Guarded<BlockSums> sums;

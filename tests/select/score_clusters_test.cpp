@@ -221,6 +221,29 @@ TEST_P(ScoreClusters, ReadsTheQueryOfItsPlanRow) {
   EXPECT_TRUE(want.same_bits(got));
 }
 
+TEST_P(ScoreClusters, QueryTokensScoreAsHeadsOfOneGroup) {
+  Scene scene(usual(), 13);
+  Scores want(scene);
+  run(scene, want);
+  // The same heads as those of `tokens` tokens with a head a KV head, two tokens into the tensor.
+  const int tokens = scene.group();
+  const int per_token = scene.shape.num_kv_heads;
+  std::vector<float> queries(static_cast<std::size_t>(2 * per_token * scene.shape.op.head_dim),
+                             NAN);
+  queries.insert(queries.end(), scene.query.begin(), scene.query.end());
+  scene.query = queries;
+  SequenceView view = scene.view(64, 2);
+  view.num_query_tokens = tokens;
+  Scores got(scene);
+  const RowScores target = got.view();
+  ScoreParams p = params(scene, view, target, true);
+  p.num_q_heads = per_token;
+  for (int head = 0; head < scene.shape.num_kv_heads; ++head) {
+    score_of(std::get<0>(GetParam()))(p, {0, head, 0, view.num_blocks});
+  }
+  EXPECT_TRUE(want.same_bits(got));
+}
+
 TEST_P(ScoreClusters, WithoutZWritesTheSameScores) {
   Scene scene(usual(), 12);
   Scores want(scene);

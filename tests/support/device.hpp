@@ -38,7 +38,9 @@ class DeviceTest : public ::testing::Test {
     for (const std::string& report : ::simt::take_reports()) ADD_FAILURE() << report;
   }
   /// Order of threads and blocks of the launches that follow; 0 is in order.
-  static void set_schedule(std::uint64_t seed) { ::simt::set_options({.seed = seed}); }
+  static void set_schedule(std::uint64_t seed) {
+    ::simt::set_options({.seed = seed});
+  }
 #else
  protected:
   static void set_schedule(std::uint64_t) {}  // a device's are always new

@@ -20,6 +20,8 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
   const std::int64_t query_row = p.rows[row].query_row;
   const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
   SoftmaxState<kDType, kHeadDim> state(query, heads, p.softmax_scale * kLog2E);
+  const SequenceView& sequence = p.rows[row];
+  const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
   const std::int64_t step = rows_per_piece(finder.count());
   const std::int64_t last = std::min(finder.count(), (piece + 1) * step);
   for (std::int64_t first = piece * step; first < last; first += kRowTile) {
@@ -28,6 +30,10 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
     for (int i = 0; i < tile.count; ++i) {
       tile.key[i] = finder.find(first + i);
       tile.value[i] = tile.key[i] + kHeadDim * size_of(kDType);
+    }
+    for (int g = 0; g < heads; ++g) {
+      const auto seen = num_seen_rows(p, sequence, finder.count(), (first_q_head + g) % group);
+      tile.seen[g] = static_cast<int>(std::clamp<std::int64_t>(seen - first, 0, tile.count));
     }
     state.add(tile);
   }
@@ -45,7 +51,7 @@ std::int64_t num_attended_rows(const AttendParams& p, int row, int head) {
 
 void attend_rows_cpu(const AttendParams& p, int row, int head, int piece) {
   const RowFinder finder(p, row, head);
-  const int served = p.num_q_heads / p.lists.selection_heads;
+  const int served = num_served(p, row);
   dispatch_row_dtype(p.live.dtype, [&](auto dtype) {
     dispatch_head_dim(p.live.head_dim, [&](auto head_dim) {
       for (int first = 0; first < served; first += kMaxPassHeads) {

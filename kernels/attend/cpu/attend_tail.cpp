@@ -32,9 +32,9 @@ class TailPiece {
       : p_(p),
         row_(p.rows[row]),
         number_(row),
-        served_(p.num_q_heads / p.lists.selection_heads),
+        served_(num_served(p, row)),
         first_q_head_(head * served_),
-        group_(p.num_q_heads / p.num_kv_heads),
+        group_(row_.group(p.num_q_heads, p.num_kv_heads)),
         kv_head_(first_q_head_ / group_),
         member_(first_q_head_ % group_),
         piece_(num_row_pieces(num_attended_rows(p, row, head)) + piece),
@@ -61,7 +61,7 @@ class TailPiece {
   PartialHead& partial(int g) { return p_.partials.head(number_, first_q_head_ + g, piece_); }
   float* output(int g) { return p_.partials.output(number_, first_q_head_ + g, piece_); }
   const HeadTotals& total(int g) const {
-    return p_.totals[std::int64_t{number_} * p_.num_q_heads + first_q_head_ + g];
+    return p_.totals[std::int64_t{number_} * p_.num_q_heads * p_.query_tokens + first_q_head_ + g];
   }
 
   void add_block(int block, const std::int32_t*& next) {

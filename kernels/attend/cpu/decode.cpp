@@ -85,6 +85,7 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
     for (std::int64_t first = piece; first < last; first += kRowTile) {
       RowTile tile;
       tile.count = static_cast<int>(std::min<std::int64_t>(kRowTile, last - first));
+      std::fill_n(tile.seen, heads, tile.count);
       finder.fill(first, tile);
       state.add(tile);
     }

@@ -30,7 +30,8 @@ void add_rest(const AttendParams& p, int row, int kv_head, float m, float rest, 
 
 void merge_partials_cpu(const MergeParams& p, int row, int q_head) {
   const AttendParams& a = p.attend;
-  const int served = a.num_q_heads / a.lists.selection_heads;
+  const SequenceView& sequence = a.rows[row];
+  const int served = num_served(a, row);
   const int head = q_head / served;
   const int row_pieces = num_row_pieces(num_attended_rows(a, row, head));
   State state;
@@ -47,22 +48,24 @@ void merge_partials_cpu(const MergeParams& p, int row, int q_head) {
   std::int64_t kept = 0;
   if (p.tail_part && has_tail(a, row)) {
     float rest = 0.0F;
-    const int tail_pieces = num_tail_pieces(a.rows[row].num_blocks);
+    const int tail_pieces = num_tail_pieces(sequence.num_blocks);
     for (int piece = row_pieces; piece < row_pieces + tail_pieces; ++piece) {
       add_piece(piece);
       rest = rest + a.partials.head(row, q_head, piece).rest;
       kept += a.partials.head(row, q_head, piece).kept;
     }
     const float m = a.partials.head(row, q_head, row_pieces).m;
-    add_rest(a, row, q_head / (a.num_q_heads / a.num_kv_heads), m, rest, state);
+    add_rest(a, row, q_head / sequence.group(a.num_q_heads, a.num_kv_heads), m, rest, state);
   }
   if (p.kept != nullptr && q_head % served == 0) p.kept[a.lists.list(row, head)] = kept;
   if (p.tail_mass != nullptr) {
     const bool any = state.l > 0.0F;
     const float exact = exact_l > 0.0F ? exact_l * exp2_fixed(exact_m - state.m) : 0.0F;
-    p.tail_mass[std::int64_t{row} * a.num_q_heads + q_head] = any ? 1.0F - exact / state.l : 0.0F;
+    p.tail_mass[std::int64_t{row} * a.num_q_heads * a.query_tokens + q_head] =
+        any ? 1.0F - exact / state.l : 0.0F;
   }
-  write_output(p.out, p.lse, a.rows[row].query_row, q_head, state.m, state.l, state.o);
+  const OutputHead to = output_head(a, sequence, q_head);
+  write_output(p.out, p.lse, to.row, to.q_head, state.m, state.l, state.o);
 }
 
 }  // namespace clusterkv::attend

@@ -15,6 +15,7 @@ namespace clusterkv::attend {
 /// Rows of one tile, wherever they lie.
 struct RowTile {
   int count = 0;
+  int seen[kMaxPassHeads];  ///< rows that each head sees, the first ones
   const std::byte* key[kRowTile];
   const std::byte* value[kRowTile];
 };
@@ -51,7 +52,7 @@ class SoftmaxState {
 
   void add(const RowTile& tile) {
     score(tile);
-    for (int g = 0; g < heads_; ++g) rescale(g, tile.count);
+    for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
     for (int i = 0; i < tile.count; ++i) {
       alignas(64) float value[kHeadDim];
       load_elements<kDType>(tile.value[i], kHeadDim, value);
@@ -87,6 +88,7 @@ class SoftmaxState {
       for (int d = 0; d < kHeadDim; ++d) o_[g][d] *= factor;
     }
     m_[g] = max;
+    if (count == 0) max = 0.0F;  // minus infinity has no differences
     float sum[kSumLanes] = {};
     for (int i = count; i < kRowTile; ++i) x_[g][i] = kMinusInfinity;
     for (int i = 0; i < kRowTile; ++i) x_[g][i] = exp2_fixed(x_[g][i] - max);

@@ -52,7 +52,8 @@ class Attender {
         number_(static_cast<int>(blockIdx.z)),
         head_(static_cast<int>(blockIdx.y)),
         row_(p_.rows[number_]),
-        served_(p_.num_q_heads / p_.lists.selection_heads),
+        served_(attend::num_served(p_, number_)),
+        group_(row_.group(p_.num_q_heads, p_.num_kv_heads)),
         finder_{{p_, number_, head_}},
         row_pieces_(attend::num_row_pieces(finder_.rows.count())),
         has_tail_(p_.tail != Tail::kNone && !p_.all_rows && !row_.everything),
@@ -80,6 +81,9 @@ class Attender {
         p_.query + (std::int64_t{row_.query_row} * p_.num_q_heads + q_head) * kHeadDim;
     RowPiece<kDType, kHeadDim, RowAddresses<kHeadDim>> rows(shared_.rows, finder_, query, heads,
                                                             p_.softmax_scale * kLog2E);
+    rows.limit([&](int g) {
+      return attend::num_seen_rows(p_, row_, finder_.rows.count(), (q_head + g) % group_);
+    });
     const std::int64_t step = attend::rows_per_piece(finder_.rows.count());
     const std::int64_t last = (piece + 1) * step;
     rows.run(piece * step, last < finder_.rows.count() ? last : finder_.rows.count());
@@ -111,7 +115,8 @@ class Attender {
   }
 
   __device__ void merge(int q_head) {
-    const int kv_head = q_head / (p_.num_q_heads / p_.num_kv_heads);
+    const int kv_head = q_head / group_;
+    const attend::OutputHead to = attend::output_head(p_, row_, q_head);
     for (int d = static_cast<int>(threadIdx.x); d < kHeadDim; d += kAttendThreads) {
       ElementState state;
       if (params_.rows_part) {
@@ -131,7 +136,7 @@ class Attender {
           state.add(p_.partials.head(number_, q_head, row_pieces_).m, rest, rest * mean);
         }
       }
-      write_output(params_.out, params_.lse, row_.query_row, q_head, d, state);
+      write_output(params_.out, params_.lse, to.row, to.q_head, d, state);
       if (d == 0) write_counts(q_head, state, exact, kept);
     }
   }
@@ -154,7 +159,7 @@ class Attender {
     }
     if (params_.tail_mass == nullptr) return;
     const float part = exact.l > 0.0F ? exact.l * exp2_fixed(exact.m - state.m) : 0.0F;
-    params_.tail_mass[std::int64_t{number_} * p_.num_q_heads + q_head] =
+    params_.tail_mass[std::int64_t{number_} * p_.num_q_heads * p_.query_tokens + q_head] =
         state.l > 0.0F ? 1.0F - part / state.l : 0.0F;
   }
 
@@ -165,6 +170,7 @@ class Attender {
   int head_;
   const SequenceView& row_;
   int served_;
+  int group_;
   RowAddresses<kHeadDim> finder_;
   int row_pieces_;
   bool has_tail_;

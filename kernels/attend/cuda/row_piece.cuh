@@ -75,6 +75,16 @@ class RowPiece {
     }
   }
 
+  /// Head g sees rows below seen(g) only. Not called: all rows.
+  template <class Seen>
+  __device__ void limit(const Seen& seen) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int head = lane_id() % 4 * 2 + h;
+      if (head < heads_) seen_[h] = static_cast<std::int32_t>(seen(head));
+    }
+  }
+
   /// Rows [first, last). Leaves the piece's state in shared memory: run() of all warps, then read().
   __device__ void run(std::int64_t first, std::int64_t last) {
     constexpr int kRound = kAttendWarps * kTileRows;
@@ -87,7 +97,7 @@ class RowPiece {
       fetch(row + (kStages - 1) * kRound, last, (stage + kStages - 1) % kStages);
       cp_async_wait<kStages - 1>();
       __syncwarp();
-      add_tile(stage, static_cast<int>(last - row < kTileRows ? last - row : kTileRows));
+      add_tile(stage, static_cast<int>(row), static_cast<int>(last));
       __syncwarp();  // the tile is fetched over next
       stage = (stage + 1) % kStages;
     }
@@ -142,11 +152,11 @@ class RowPiece {
     return shared_.tiles[warp_id()][stage][part];
   }
 
-  __device__ void add_tile(int stage, int count) {
+  __device__ void add_tile(int stage, int first, int last) {
     float logit[4] = {};
     score(stage, logit);
     std::uint32_t weight[2];
-    softmax(count, logit, weight);
+    softmax(first, last, logit, weight);
     accumulate(stage, weight);
   }
 
@@ -163,11 +173,12 @@ class RowPiece {
   }
 
   /// Logits to weights in the layout of the second product's B operand.
-  __device__ void softmax(int count, float (&logit)[4], std::uint32_t (&weight)[2]) {
-    const int row = lane_id() / 4;
+  __device__ void softmax(int first, int last, float (&logit)[4], std::uint32_t (&weight)[2]) {
+    const int row = first + lane_id() / 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      logit[i] = row + i / 2 * 8 < count ? logit[i] * scale_ : kMinusInfinity;
+      const bool counts = row + i / 2 * 8 < min(last, seen_[i % 2]);
+      logit[i] = counts ? logit[i] * scale_ : kMinusInfinity;
     }
     float factor[2];
 #pragma unroll
@@ -230,6 +241,7 @@ class RowPiece {
   const Finder& finder_;
   int heads_;
   float scale_;
+  std::int32_t seen_[2] = {0x7fffffff, 0x7fffffff};
   std::uint32_t query_[kSteps][2];
   float max_[2] = {kLowestLogit, kLowestLogit};
   float sum_[2] = {};

@@ -122,9 +122,9 @@ void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&..
   constexpr std::size_t kAlwaysAllowed = 48 * 1024;
   if (config.shared_bytes > kAlwaysAllowed) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(config.shared_bytes)),
-                 "cudaFuncSetAttribute");
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(config.shared_bytes)),
+          "cudaFuncSetAttribute");
   }
   kernel<<<config.grid, config.block, config.shared_bytes,
            static_cast<cudaStream_t>(config.stream)>>>(static_cast<Params>(args)...);

@@ -105,7 +105,7 @@ class Scorer {
   Scorer(const ScoreParams& p, const ScoreItem& item, int first_head, int heads)
       : p_(p),
         item_(item),
-        group_(p.num_q_heads / p.num_kv_heads),
+        group_(p.rows[item.row].group(p.num_q_heads, p.num_kv_heads)),
         first_head_(first_head),
         queries_(p.query + (std::int64_t{p.rows[item.row].query_row} * p.num_q_heads +
                             item.kv_head * group_ + first_head) *
@@ -180,7 +180,7 @@ class Scorer {
 }  // namespace
 
 void score_clusters_cpu(const ScoreParams& p, const ScoreItem& item) {
-  const int group = p.num_q_heads / p.num_kv_heads;
+  const int group = p.rows[item.row].group(p.num_q_heads, p.num_kv_heads);
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
         dispatch_head_dim(p.index.head_dim, [&](auto head_dim) {

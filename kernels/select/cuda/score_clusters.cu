@@ -62,7 +62,7 @@ class Scorer {
         row_(p.rows[blockIdx.z]),
         out_(p.scores[blockIdx.z]),
         kv_head_(static_cast<int>(blockIdx.y)),
-        group_(p.num_q_heads / p.num_kv_heads),
+        group_(row_.group(p.num_q_heads, p.num_kv_heads)),
         first_head_(first_head),
         heads_(min(kHeads, group_ - first_head)) {}
 
@@ -349,7 +349,8 @@ class Scorer {
 template <IndexDType kIndex, int kHeadDim, int kColumns>
 __global__ __launch_bounds__(kThreads, 1) void score_clusters_kernel(ScoreParams p,
                                                                      int first_head) {
-  if (!p.rows[blockIdx.z].is_scored()) return;
+  const SequenceView& row = p.rows[blockIdx.z];
+  if (!row.is_scored() || first_head >= row.group(p.num_q_heads, p.num_kv_heads)) return;
   auto& shared = dynamic_shared<ScoreShared<kIndex, kHeadDim>>();
   Scorer<kIndex, kHeadDim, kColumns>(p, shared, first_head).run();
 }
@@ -373,7 +374,7 @@ void launch_pass(const ScoreParams& p, const PlanShape& shape, int first_head) {
 
 void score_clusters(const ScoreParams& p, const PlanShape& shape) {
   if (shape.max_blocks == 0 || shape.num_rows == 0) return;
-  const int group = p.num_q_heads / p.num_kv_heads;
+  const int group = p.num_q_heads / p.num_kv_heads * p.query_tokens;
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
         dispatch_head_dim(p.index.head_dim, [&](auto head_dim) {

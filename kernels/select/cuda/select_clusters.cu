@@ -59,7 +59,7 @@ class Chooser {
         row_(p.rows[blockIdx.z]),
         head_(static_cast<int>(blockIdx.y)),
         list_(static_cast<int>(blockIdx.z) * p.lists.selection_heads + head_),
-        group_(p.num_q_heads / p.num_kv_heads),
+        group_(row_.group(p.num_q_heads, p.num_kv_heads)),
         per_query_head_(p.grouping == HeadGrouping::kPerQueryHead),
         kv_head_(per_query_head_ ? head_ / group_ : head_),
         first_member_(per_query_head_ ? head_ % group_ : 0),
@@ -191,13 +191,14 @@ class Chooser {
   }
 
   __device__ HeadTotals* total(int member) {
-    return p_.totals + std::int64_t{blockIdx.z} * p_.num_q_heads + kv_head_ * group_ +
-           first_member_ + member;
+    return p_.totals + std::int64_t{blockIdx.z} * p_.num_q_heads * p_.query_tokens +
+           kv_head_ * group_ + first_member_ + member;
   }
 
   __device__ void write_no_totals() {
-    const int member = static_cast<int>(threadIdx.x);
-    if (member < members_) *total(member) = {kMinusInfinity, 0.0F};
+    for (int m = static_cast<int>(threadIdx.x); m < members_; m += kThreads) {
+      *total(m) = {kMinusInfinity, 0.0F};
+    }
   }
 
   // ---------------------------------------------------------------------------------- pivot
