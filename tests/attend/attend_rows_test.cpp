@@ -80,6 +80,17 @@ TEST_P(AttendRows, QueryTokensAreCausal) {
   }
 }
 
+// 133 rows: the first tokens see none of the last piece.
+TEST_P(AttendRows, QueryTokensMayMissAWholePiece) {
+  const auto& [op, heads, grouping] = GetParam();
+  if (grouping == HeadGrouping::kPerQueryHead) return;
+  testing::SceneShape shape = shape_of(op, {heads.q * 8, heads.kv}, {{20, 90}, {7, 31}});
+  shape.num_pending = 8;
+  Attention attention(shape, grouping, 1, {8, 8});
+  attention.all_rows = true;
+  expect_all(attention, attention.run());
+}
+
 TEST_P(AttendRows, QueryTokensOfASequenceOfSinksAreCausal) {
   const auto& [op, heads, grouping] = GetParam();
   if (grouping == HeadGrouping::kPerQueryHead) return;

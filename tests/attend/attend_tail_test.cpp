@@ -42,6 +42,16 @@ TEST_P(AttendTail, MatchesReference) {
   for (const float mass : got.tail_mass) EXPECT_NEAR(mass, 1.0F, 1e-6);  // it is all there is
 }
 
+TEST_P(AttendTail, HeadsOfAllQueryTokensShareIt) {
+  const auto [op, index_dtype, heads, grouping] = GetParam();
+  if (grouping == HeadGrouping::kPerQueryHead) return;
+  const auto shape = shape_of(op, {heads.q * 3, heads.kv}, {{20, 90}, {130, 400}}, index_dtype);
+  Attention attention(shape, grouping, 1, {3, 4});
+  attention.tail = Tail::kMean;
+  attention.choose_some();
+  expect_all(attention, run_tail(attention));
+}
+
 TEST_P(AttendTail, WithoutAChoiceStandsForAllRows) {
   Attention attention = make();
   expect_all(attention, run_tail(attention));

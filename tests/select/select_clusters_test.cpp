@@ -221,6 +221,9 @@ TEST(SelectClustersRule, GroupsVoteForTheirOwnPlantedClusters) {
         List expected{{}, 3 * group};
         for (const int id : ids) expected.clusters.emplace_back(id, 3);
         EXPECT_EQ(planted.select(kv, 3 * group, HeadGrouping::kShared), expected) << group;
+        for (int head = kv * group; head < (kv + 1) * group; ++head) {
+          EXPECT_EQ(planted.totals(head).max, static_cast<float>(20 + 0.1 * head));
+        }
       }
     }
   }

@@ -88,7 +88,6 @@ class SoftmaxState {
       for (int d = 0; d < kHeadDim; ++d) o_[g][d] *= factor;
     }
     m_[g] = max;
-    if (count == 0) max = 0.0F;  // minus infinity has no differences
     float sum[kSumLanes] = {};
     for (int i = count; i < kRowTile; ++i) x_[g][i] = kMinusInfinity;
     for (int i = 0; i < kRowTile; ++i) x_[g][i] = exp2_fixed(x_[g][i] - max);
