@@ -6,11 +6,11 @@
 namespace clusterkv::bench {
 namespace {
 
-void score(benchmark::State& state) {
+void score(benchmark::State& state, on_device::IntegerMath math) {
   const DecodeScene& scene = scene_of(
       {.context = static_cast<int>(state.range(0)), .batch = static_cast<int>(state.range(1))});
   measure(state, {.bytes = scene.index_bytes(), .layers = scene.layers()}, [&](void* stream) {
-    for (int i = 0; i < scene.layers(); ++i) scene.score(i, stream);
+    for (int i = 0; i < scene.layers(); ++i) scene.score(i, stream, math);
   });
 }
 
@@ -38,7 +38,12 @@ void contexts(benchmark::internal::Benchmark* bench) {
   for (const int context : {4096, 32768, 131072, 1048576}) bench->Args({context, 1});
   for (const int batch : {8, 32}) bench->Args({32768, batch});
 }
-BENCHMARK(score)->Name("select/score_clusters/cuda/by_context")->Apply(contexts);
+BENCHMARK_CAPTURE(score, mma, on_device::IntegerMath::kMma)
+    ->Name("select/score_clusters/cuda/mma_by_context")
+    ->Apply(contexts);
+BENCHMARK_CAPTURE(score, dp4a, on_device::IntegerMath::kDp4a)
+    ->Name("select/score_clusters/cuda/dp4a_by_context")
+    ->Apply(contexts);
 BENCHMARK(select)->Name("select/select_clusters/cuda/by_context")->Apply(contexts);
 BENCHMARK(score_select)->Name("select/both/cuda/by_context")->Apply(contexts);
 

@@ -261,11 +261,11 @@ on_device::PlanShape DecodeScene::plan(void* stream) const {
 
 // --------------------------------------------------------------------------------------- ops
 
-void DecodeScene::score(int layer, void* stream) const {
+void DecodeScene::score(int layer, void* stream, on_device::IntegerMath math) const {
   const Layer& l = *layers_[static_cast<std::size_t>(layer)];
   on_device::score_clusters({views_.data(), index(l), query_.data(), scores_.data(), kQHeads,
                              kHeads, 1.0F / std::sqrt(float{kDim}), true},
-                            plan(stream));
+                            plan(stream), math);
 }
 
 void DecodeScene::select(int layer, void* stream) const {

@@ -34,7 +34,8 @@ class DecodeScene {
 
   explicit DecodeScene(SceneShape shape);
 
-  void score(int layer, void* stream) const;
+  void score(int layer, void* stream,
+             on_device::IntegerMath math = on_device::IntegerMath::kMma) const;
   void select(int layer, void* stream) const;
   void recall(int layer, void* stream) const { recall(layer, stream, kPlan, keep_all_); }
   /// Copies every quad again, if the plan's number is not that of the recall before.

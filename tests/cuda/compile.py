@@ -26,7 +26,7 @@ SECONDS, MEGABYTES = 30, 700
 BUSY = 2  # what a busy machine may take longer, CPU time included
 
 # Low 12 bits of an instruction, from cubins of known kernels. LDG has its size in bits 73 .. 75.
-OPCODES = {0x23C: "HMMA", 0x237: "IMMA", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x387: "STL", 0x983: "LDL"}
+OPCODES = {0x23C: "HMMA", 0x237: "IMMA", 0x226: "IDP", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x387: "STL", 0x983: "LDL"}
 LDG, LDG_128 = 0x981, 6
 
 Kernel = collections.namedtuple("Kernel", "name arch registers shared stack spills counts")
@@ -62,6 +62,8 @@ def short_name(mangled):
     arguments = (match[2] or "").replace("(DType)1", "f16").replace("(DType)2", "bf16")
     for value, word in enumerate(("int8", "bf16", "f32")):
         arguments = arguments.replace(f"(IndexDType){value}", word)
+    for value, word in enumerate(("mma", "dp4a")):
+        arguments = arguments.replace(f"(IntegerMath){value}", word)
     arguments = arguments.replace("Size", "").replace("(int)", "").strip("<>")
     return match[1] + (" " + arguments if arguments else "")
 
@@ -93,7 +95,7 @@ def compile_one(nvcc, work, file, arch):
     return kernels, complaints, cpu
 
 
-COLUMNS = ("HMMA", "IMMA", "LDSM", "LDGSTS", "LDG.128")
+COLUMNS = ("HMMA", "IMMA", "IDP", "LDSM", "LDGSTS", "LDG.128")
 
 
 def row(kernel):

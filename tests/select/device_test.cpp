@@ -59,15 +59,16 @@ bool same_bits(testing::Guarded<T>& a, testing::Guarded<T>& b) {
 TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
   for (const bool use_spread : {true, false}) {
     Scene s = scene({{70, 200}, {3, 9}, {64, 300}, {130, 300}});
-    Scores cpu(s), device(s);
+    Scores cpu(s);
     const SequenceView view = s.view(64);
-    const RowScores cpu_scores = cpu.view(), device_scores = device.view();
+    const RowScores cpu_scores = cpu.view();
     ScoreParams p{&view,       s.index.view(),      s.query.data(),
                   &cpu_scores, s.shape.num_q_heads, s.shape.num_kv_heads,
                   0.09F,       use_spread};
     for (int head = 0; head < p.num_kv_heads; ++head) {
       score_clusters_cpu(p, {0, head, 0, view.num_blocks});
     }
+    RowScores device_scores;
     p.scores = &device_scores;
     // A launch for shorter sequences has fewer blocks of threads, which take several turns.
     SequenceView tokens = view;  // each member of a group a token of its own
@@ -75,12 +76,17 @@ TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
     p.rows = &tokens;
     p.num_q_heads = s.shape.num_q_heads / tokens.num_query_tokens;
     p.query_tokens = tokens.num_query_tokens + 1;
-    on_device::score_clusters(p, {1, use_spread ? view.num_blocks : 1, nullptr});
-    EXPECT_TRUE(same_bits(cpu.blocks, device.blocks));
-    EXPECT_TRUE(same_bits(cpu.e, device.e));
-    EXPECT_TRUE(same_bits(cpu.z, device.z));
-    EXPECT_TRUE(device.e.guards_intact() && device.z.guards_intact() &&
-                device.blocks.guards_intact());
+    for (const auto math : {on_device::IntegerMath::kMma, on_device::IntegerMath::kDp4a}) {
+      Scores device(s);
+      device_scores = device.view();
+      on_device::score_clusters(p, {1, use_spread ? view.num_blocks : 1, nullptr}, math);
+      EXPECT_TRUE(same_bits(cpu.blocks, device.blocks));
+      EXPECT_TRUE(same_bits(cpu.e, device.e));
+      EXPECT_TRUE(same_bits(cpu.z, device.z));
+      EXPECT_TRUE(device.e.guards_intact() && device.z.guards_intact() &&
+                  device.blocks.guards_intact());
+      if (s.shape.index_dtype != IndexDType::kInt8) break;
+    }
   }
 }
 

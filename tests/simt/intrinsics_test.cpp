@@ -49,6 +49,12 @@ TEST(Intrinsics, VotesAndMatchesSeeTheLanesOfTheMask) {
   });
 }
 
+TEST(Intrinsics, Dp4aAddsProductsOfSignedBytes) {
+  run_warp([](int lane) {
+    EXPECT_EQ(__dp4a(0x7f80ff01, 0x01020380, lane), lane + 127 - 256 - 3 - 128);
+  });
+}
+
 TEST(Intrinsics, AtomicsReturnWhatWasThere) {
   int sum = 0;
   unsigned least = 100;

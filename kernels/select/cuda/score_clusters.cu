@@ -47,7 +47,7 @@ __device__ int centroid_chunk(int row, int chunk) {
   return kHeadDim % 128 == 0 ? chunk ^ (4 * (row & 1)) : chunk;
 }
 
-template <IndexDType kIndex, int kHeadDim, int kColumns>
+template <IndexDType kIndex, int kHeadDim, int kColumns, IntegerMath kMath>
 class Scorer {
  public:
   using Shared = ScoreShared<kIndex, kHeadDim>;
@@ -73,7 +73,7 @@ class Scorer {
     if (kIsInt8 && first < row_.num_blocks) fetch(first);
     load_query();
     __syncthreads();
-    if constexpr (kIsInt8) load_fragments();
+    if constexpr (kIsInt8 && kMath == IntegerMath::kMma) load_fragments();
     for (int block = first; block < row_.num_blocks; block += stride) score_block(block, stride);
   }
 
@@ -146,7 +146,11 @@ class Scorer {
     if constexpr (kIsInt8) {
       cp_async_wait<0>();
       __syncwarp();
-      multiply(z);
+      if constexpr (kMath == IntegerMath::kMma) {
+        multiply(z);
+      } else {
+        multiply_dp4a(z);
+      }
       __syncwarp();  // all lanes have read the centroids
       if (block + stride < row_.num_blocks) fetch(block + stride);
       scale(physical, z);
@@ -213,6 +217,45 @@ class Scorer {
         z[c][2 * tile + 1] = static_cast<float>(sum[c][2] * 256 + sum[c][3]);
       }
     }
+  }
+
+  /// The same sums, a lane its own clusters and heads.
+  __device__ void multiply_dp4a(float (&z)[kColumns][2 * kTiles]) {
+    const std::int8_t* centroids = shared_.centroids[warp_id()];
+    int high[kColumns][2 * kTiles] = {};
+    int low[kColumns][2 * kTiles] = {};
+#pragma unroll 1  // unrolled, it spills
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const std::int8_t* plane =
+            shared_.planes[2 * (kColumnHeads * c + lane_id() % 4)] + 16 * chunk;
+        const uint4 high_plane = load128(plane);
+        const uint4 low_plane = load128(plane + kHeadDim);
+#pragma unroll
+        for (int i = 0; i < 2 * kTiles; ++i) {
+          const int row = cluster_of(i);
+          const uint4 x =
+              load128(centroids + row * kHeadDim + 16 * centroid_chunk<kHeadDim>(row, chunk));
+          high[c][i] = dot_bytes(x, high_plane, high[c][i]);
+          low[c][i] = dot_bytes(x, low_plane, low[c][i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) {
+        z[c][i] = static_cast<float>(high[c][i] * 256 + low[c][i]);
+      }
+    }
+  }
+
+  __device__ static int dot_bytes(const uint4& a, const uint4& b, int sum) {
+    sum = __dp4a(static_cast<int>(a.x), static_cast<int>(b.x), sum);
+    sum = __dp4a(static_cast<int>(a.y), static_cast<int>(b.y), sum);
+    sum = __dp4a(static_cast<int>(a.z), static_cast<int>(b.z), sum);
+    return __dp4a(static_cast<int>(a.w), static_cast<int>(b.w), sum);
   }
 
   __device__ void scale(std::uint32_t physical, float (&z)[kColumns][2 * kTiles]) {
@@ -346,22 +389,22 @@ class Scorer {
   uint4 fragment_[kColumns][kSteps];
 };
 
-template <IndexDType kIndex, int kHeadDim, int kColumns>
+template <IndexDType kIndex, int kHeadDim, int kColumns, IntegerMath kMath>
 __global__ __launch_bounds__(kThreads, 1) void score_clusters_kernel(ScoreParams p,
                                                                      int first_head) {
   const SequenceView& row = p.rows[blockIdx.z];
   if (!row.is_scored() || first_head >= row.group(p.num_q_heads, p.num_kv_heads)) return;
   auto& shared = dynamic_shared<ScoreShared<kIndex, kHeadDim>>();
-  Scorer<kIndex, kHeadDim, kColumns>(p, shared, first_head).run();
+  Scorer<kIndex, kHeadDim, kColumns, kMath>(p, shared, first_head).run();
 }
 
 /// Blocks of threads per plan row and KV head, at most: enough to fill a device at batch 1.
 constexpr int kMaxGrid = 128;
 
-template <IndexDType kIndex, int kHeadDim, int kColumns>
+template <IndexDType kIndex, int kHeadDim, int kColumns, IntegerMath kMath>
 void launch_pass(const ScoreParams& p, const PlanShape& shape, int first_head) {
   const int blocks = (shape.max_blocks + kWarps - 1) / kWarps;
-  launch(score_clusters_kernel<kIndex, kHeadDim, kColumns>,
+  launch(score_clusters_kernel<kIndex, kHeadDim, kColumns, kMath>,
          {.grid = {static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid),
                    static_cast<unsigned>(p.num_kv_heads), static_cast<unsigned>(shape.num_rows)},
           .block = {kThreads},
@@ -372,19 +415,29 @@ void launch_pass(const ScoreParams& p, const PlanShape& shape, int first_head) {
 
 }  // namespace
 
-void score_clusters(const ScoreParams& p, const PlanShape& shape) {
+void score_clusters(const ScoreParams& p, const PlanShape& shape, IntegerMath math) {
   if (shape.max_blocks == 0 || shape.num_rows == 0) return;
   const int group = p.num_q_heads / p.num_kv_heads * p.query_tokens;
+  const auto launch_passes = [&](auto index, auto head_dim, auto chosen) {
+    for (int first = 0; first < group; first += kMaxPassHeads) {
+      const bool is_narrow = group - first <= kColumnHeads;
+      if (index.value == IndexDType::kInt8 && is_narrow) {
+        launch_pass<IndexDType::kInt8, head_dim.value, 1, chosen.value>(p, shape, first);
+      } else {
+        launch_pass<index.value, head_dim.value, 2, chosen.value>(p, shape, first);
+      }
+    }
+  };
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
         dispatch_head_dim(p.index.head_dim, [&](auto head_dim) {
-          for (int first = 0; first < group; first += kMaxPassHeads) {
-            const bool is_narrow = group - first <= kColumnHeads;
-            if (index.value == IndexDType::kInt8 && is_narrow) {
-              launch_pass<IndexDType::kInt8, head_dim.value, 1>(p, shape, first);
-            } else {
-              launch_pass<index.value, head_dim.value, 2>(p, shape, first);
-            }
+          using Dp4a = std::integral_constant<IntegerMath, IntegerMath::kDp4a>;
+          using Mma = std::integral_constant<IntegerMath, IntegerMath::kMma>;
+          if (index.value == IndexDType::kInt8 && math == IntegerMath::kDp4a) {
+            launch_passes(std::integral_constant<IndexDType, IndexDType::kInt8>{}, head_dim,
+                          Dp4a{});
+          } else {
+            launch_passes(index, head_dim, Mma{});
           }
         });
       });

@@ -4,13 +4,22 @@
 // addresses; the contracts are those of select/select.hpp.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/common/cuda/plan_shape.hpp"
 #include "kernels/select/select.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
+/// Which instructions multiply int8 centroids. The sums are exact, so the bits are the same.
+enum class IntegerMath : std::uint8_t {
+  kMma,
+  kDp4a,  ///< for devices on which s8 mma turns out slow
+};
+
 /// All blocks, KV heads and rows. Same bits as score_clusters_cpu().
-void score_clusters(const select::ScoreParams& params, const PlanShape& shape);
+void score_clusters(const select::ScoreParams& params, const PlanShape& shape,
+                    IntegerMath math = IntegerMath::kMma);
 
 /// Clusters one block of threads looks at; longer rows are cut into slices.
 inline constexpr int kSliceClusters = 4096;

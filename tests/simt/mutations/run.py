@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Breaks a kernel in one place at a time and expects the executor or a suite to say so.
 
-Usage: run.py COMPILE_COMMANDS LINK_COMMAND WORK [NAME ...]. Called by ctest, see ../CMakeLists.txt;
-mutations.txt is the list.
+Usage: run.py COMPILE_COMMANDS LINK_COMMAND WORK [--write | NAME ...]. Called by ctest, see
+../CMakeLists.txt; mutations.txt is the list. --write writes docs/broken-kernels.md.
 """
 import json
 import os
@@ -59,7 +59,7 @@ def build(mutation, commands, link, work):
 
 
 def check(mutation, binary):
-    """What went wrong, or None if the mutation was caught as expected."""
+    """(what caught the mutation, or None; the output)"""
     name, _, _, suite, expected, _, _ = mutation
     try:
         run = subprocess.run([str(binary), "--gtest_brief=1", f"--gtest_filter={suite}"],
@@ -68,19 +68,31 @@ def check(mutation, binary):
     finally:
         binary.unlink()
     found = [line for line in run.stdout.splitlines() if re.search(expected, line)]
-    print(f"| {name} | {found[0].strip()[:90] if found else 'NOT CAUGHT'} |", flush=True)
-    return None if found else f"{name}: expected '{expected}'\n{run.stdout[-2000:]}"
+    report = re.sub(r", where GetParam.*", "", found[0].strip()) if found else None
+    print(f"{name}: {report or 'NOT CAUGHT'}", flush=True)
+    return report, f"{name}: expected '{expected}'\n{run.stdout[-2000:]}"
+
+
+def write_table(mutations, results):
+    lines = ["# Kernels broken on purpose", "",
+             "Written by `tests/simt/mutations/run.py --write`: each line of `tests/simt/mutations/mutations.txt`",
+             "with the first report of the executor, or of the suite, that caught it. The test runs them all.", "",
+             "| broken | file | caught by |", "|---|---|---|"]
+    lines += [f"| {m[0]} | {m[1]} | {report} |" for m, (report, _) in zip(mutations, results)]
+    (ROOT / "docs" / "broken-kernels.md").write_text("\n".join(lines) + "\n")
 
 
 def main():
     commands = json.loads(pathlib.Path(sys.argv[1]).read_text())
     link = shlex.split(pathlib.Path(sys.argv[2]).read_text())
-    work = pathlib.Path(sys.argv[3])
+    work = pathlib.Path(sys.argv[3]).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    wanted = sys.argv[4:]
+    wanted = [name for name in sys.argv[4:] if name != "--write"]
     mutations = [m for m in read_mutations() if not wanted or m[0] in wanted]
     results = [check(m, build(m, commands, link, work)) for m in mutations]
-    failures = [failure for failure in results if failure]
+    failures = [output for report, output in results if report is None]
+    if "--write" in sys.argv and not failures:
+        write_table(mutations, results)
     print("\n".join(failures))
     print(f"{len(mutations) - len(failures)} of {len(mutations)} caught")
     return 1 if failures else 0

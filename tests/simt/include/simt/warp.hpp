@@ -84,6 +84,12 @@ unsigned __match_any_sync(unsigned mask, T value, SIMT_SITE) {
   return simt::match_any(mask, word, SIMT_GIVEN);
 }
 
+inline int __dp4a(int a, int b, int sum) {
+  for (int i = 0; i < 32; i += 8) {
+    sum += int{static_cast<std::int8_t>(a >> i)} * int{static_cast<std::int8_t>(b >> i)};
+  }
+  return sum;
+}
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
