@@ -7,6 +7,9 @@
 function(clusterkv_simt_kernels target LANE)
   file(GLOB kernels CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/*/cuda/*.cu)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
+  # Other lanes than cluster_segment.cu's: suites expect the same bits of both.
+  set_source_files_properties(${PROJECT_SOURCE_DIR}/kernels/cluster/cuda/cluster_large.cu
+    PROPERTIES COMPILE_DEFINITIONS CLUSTERKV_UPDATE_LANES=32)
   add_library(${target} OBJECT ${kernels})
   clusterkv_compile_options(${target})
   target_include_directories(${target} PRIVATE
