@@ -307,7 +307,7 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
     if (!resolved_.check_finite) continue;
     for (const TensorView* tensor : {&key, &value}) {
       if (tensor->empty() ||
-          recall::all_finite_cpu(*tensor, row.first_new_token, row.num_new_tokens)) {
+          recall::cpu().all_finite(*tensor, row.first_new_token, row.num_new_tokens)) {
         continue;
       }
       fail<ValueError>("{}: NaN or infinity for sequence {}, expected finite values",
@@ -331,14 +331,14 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key, cons
     for (std::int64_t first = row.first_position; first < end;) {
       const std::int64_t last =
           first < s.num_sinks() ? std::min<std::int64_t>(end, s.num_sinks()) : end;
-      recall::append_rows_cpu({.key = key,
-                               .value = value,
-                               .first_token = row.first_new_token + first - row.first_position,
-                               .num_tokens = static_cast<int>(last - first),
-                               .pages = s.live_pages(),
-                               .first_row = s.live_row(first),
-                               .live = live(layer)},
-                              task % heads);
+      recall::cpu().append_rows({.key = key,
+                                 .value = value,
+                                 .first_token = row.first_new_token + first - row.first_position,
+                                 .num_tokens = static_cast<int>(last - first),
+                                 .pages = s.live_pages(),
+                                 .first_row = s.live_row(first),
+                                 .live = live(layer)},
+                                task % heads);
       first = last;
     }
   });

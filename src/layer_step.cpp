@@ -141,8 +141,8 @@ void LayerStep::combine_totals() {
     for (int q_head = 0; q_head < model_.num_q_heads; ++q_head) {
       float sum = 0.0F;
       plan_.scratch.totals[row * model_.num_q_heads + q_head] =
-          select::combine_blocks_cpu(views_[row], plan_.scores[static_cast<std::size_t>(row)],
-                                     q_head / group, group, q_head % group, &sum);
+          select::cpu().combine_blocks(views_[row], plan_.scores[static_cast<std::size_t>(row)],
+                                       q_head / group, group, q_head % group, &sum);
     }
   }
 }

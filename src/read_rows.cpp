@@ -35,8 +35,8 @@ class RowReader {
   void read_live(std::int64_t token) const {
     const std::uint32_t row = paged_row(sequence_.live_pages(), sequence_.live_row(token));
     for (int head = 0; head < core_.settings().model.num_kv_heads; ++head) {
-      recall::read_row_cpu({core_.live(range_.layer), key_, value_}, head, row,
-                           token - range_.first);
+      recall::cpu().read_row({core_.live(range_.layer), key_, value_}, head, row,
+                             token - range_.first);
     }
   }
 
@@ -49,8 +49,8 @@ class RowReader {
         const std::uint32_t row = paged_row(view.row_pages, segment.first_row + i);
         const std::int64_t token = positions[row];
         if (token < range_.first || token >= range_.last) continue;
-        recall::read_row_cpu({core_.stored(range_.layer), key_, value_}, head, row,
-                             token - range_.first);
+        recall::cpu().read_row({core_.stored(range_.layer), key_, value_}, head, row,
+                               token - range_.first);
       }
     }
   }

@@ -68,7 +68,7 @@ void Sealer::seal(const SealLayer& layer, const Sequence& sequence, Executor& ex
     const std::uint32_t record = sequence.segment(sealing.segment).record;
     const std::uint32_t previous = sequence.segment(sealing.segment - 1).record;
     for (int head = 0; head < heads; ++head) {
-      index::add_value_sum_cpu(layer.index, head, record, previous);
+      index::cpu().add_value_sum(layer.index, head, record, previous);
     }
   }
 }
@@ -88,7 +88,7 @@ void Sealer::seal_segment(const SealLayer& layer, const Sequence& sequence, int 
   if (!layer.dense) {
     const auto s = cluster::carve_segment_scratch(scratch, segment.num_rows, sealing.num_clusters,
                                                   model_.head_dim);
-    cluster::cluster_segment_cpu(
+    cluster::cpu().cluster_segment(
         {.keys = {layer.live, source.live_pages, source.first_live_row, segment.num_rows, kv_head},
          .num_clusters = sealing.num_clusters,
          .metric = config_.metric,
@@ -99,12 +99,12 @@ void Sealer::seal_segment(const SealLayer& layer, const Sequence& sequence, int 
         s);
     auto* variance = reinterpret_cast<float*>(
         scratch + cluster_bytes(segment.num_rows, sealing.num_clusters, model_.head_dim));
-    index::build_index_cpu(
+    index::cpu().build_index(
         {layer.live, layer.index, sealing.num_clusters, s.order, s.offset, variance}, source,
         target);
     store.order = s.order;
   }
-  index::store_segment_cpu(store, source, target);
+  index::cpu().store_segment(store, source, target);
 }
 
 }  // namespace clusterkv

@@ -14,6 +14,7 @@
 #include "clusterkv/config.hpp"
 #include "clusterkv/types.hpp"
 #include "kernels/attend/rules.hpp"
+#include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::attend {
@@ -95,19 +96,19 @@ CLUSTERKV_HD inline OutputHead output_head(const AttendParams& p, const Sequence
 
 /// Rows that one selection head of a plan row attends to: sinks, stored rows, pending, in this
 /// order.
-std::int64_t num_attended_rows(const AttendParams& params, int row, int head);
+CLUSTERKV_HD inline std::int64_t num_attended_rows(const AttendParams& p, int row, int head) {
+  const SequenceView& view = p.rows[row];
+  const std::int64_t stored =
+      p.all_rows ? view.num_stored : p.lists.num_rows[p.lists.list(row, head)];
+  return view.num_sinks + stored + view.num_pending;
+}
 
-/// One piece of a plan row and selection head, for all query heads it serves.
-/// Cost: reads each row once per kMaxPassHeads query heads.
-void attend_rows_cpu(const AttendParams& params, int row, int head, int piece);
-
-/// Whether a plan row has a tail in this call.
-bool has_tail(const AttendParams& params, int row);
-
-/// One tail piece: clusters of blocks_per_piece() blocks. Rows of a cluster that were not selected
-/// have the mass (size - taken) 2^t; it goes to the cluster's value mean if the cluster is_kept()
-/// for some head, else to `rest`.
-void attend_tail_cpu(const AttendParams& params, int row, int head, int piece);
+/// Whether a plan row has a tail in this call. Rows of a cluster that were not selected have the mass
+/// (size - taken) 2^t; it goes to the cluster's value mean if the cluster is_kept() for some head, else
+/// to `rest`.
+CLUSTERKV_HD inline bool has_tail(const AttendParams& p, int row) {
+  return p.tail != Tail::kNone && !p.all_rows && !p.rows[row].everything;
+}
 
 // ------------------------------------------------------------------------------------- merge
 struct MergeParams {
@@ -119,8 +120,6 @@ struct MergeParams {
   float* tail_mass;    ///< as totals: share of the softmax given to the tail; or null
   std::int64_t* kept;  ///< [num_rows, selection_heads], value means read; or null
 };
-/// One plan row and one of its num_row_heads().
-void merge_partials_cpu(const MergeParams& params, int row, int q_head);
 
 // -------------------------------------------------------------------------- the caller's rows
 /// Attention over an engine's own tensors. Row r of the batch is cut into the same pieces.
@@ -135,8 +134,6 @@ struct DecodeParams {
   TensorView out;
   TensorView lse;
 };
-/// One row and `head`: a KV head, or a query head if token_ids has num_q_heads of them.
-void decode_cpu(const DecodeParams& params, int row, int head);
 
 /// One row and query head of merge_states().
 struct StateParams {
@@ -146,6 +143,25 @@ struct StateParams {
   TensorView out;
   TensorView lse;
 };
-void merge_states_cpu(const StateParams& params, std::int64_t row, int q_head);
+
+// ------------------------------------------------------------------------------------- on the CPU
+/// One call does one item of work on the caller's thread.
+struct CpuOps {
+  /// One piece of a plan row and selection head, for all query heads it serves.
+  /// Cost: reads each row once per kMaxPassHeads query heads.
+  void (*attend_rows)(const AttendParams& params, int row, int head, int piece);
+  /// One tail piece: clusters of blocks_per_piece() blocks.
+  void (*attend_tail)(const AttendParams& params, int row, int head, int piece);
+  /// One plan row and one of its num_row_heads().
+  void (*merge_partials)(const MergeParams& params, int row, int q_head);
+  /// One row and `head`: a KV head, or a query head if token_ids has num_q_heads of them.
+  void (*decode)(const DecodeParams& params, int row, int head);
+  void (*merge_states)(const StateParams& params, std::int64_t row, int q_head);
+};
+
+/// For the instruction set in use.
+inline const CpuOps& cpu() {
+  return ops_of<CpuOps>(cpu_isa());
+}
 
 }  // namespace clusterkv::attend

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "clusterkv/config.hpp"
+#include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::cluster {
@@ -33,9 +34,6 @@ struct AssignParams {
 };
 inline constexpr int kPanel = 8;
 
-/// Cost: num_tokens * num_clusters * head_dim multiply-adds; no matrix of scores.
-void assign_cpu(const AssignParams& params);
-
 /// Centroids as assign reads them: normalised for the cosine, with bias |c|^2 / 2 for L2.
 struct PackParams {
   const float* centroids;  ///< [num_clusters, head_dim]
@@ -45,7 +43,6 @@ struct PackParams {
   float* panels;  ///< as AssignParams::centroids; padding is 0
   float* bias;
 };
-void pack_centroids_cpu(const PackParams& params);
 
 // ------------------------------------------------------------------------------ order tokens
 /// The stable counting sort of tokens by label: the order in which rows are summed and stored.
@@ -56,7 +53,6 @@ struct OrderParams {
   std::int32_t* order;   ///< [num_tokens], tokens by (label, position)
   std::int32_t* offset;  ///< [num_clusters + 1], first entry of each label in `order`
 };
-void order_tokens_cpu(const OrderParams& params);
 
 // -------------------------------------------------------------------------- update centroids
 /// centroid_c = mean of its keys, summed in fp32 in the order of `order`. An empty cluster keeps
@@ -68,7 +64,6 @@ struct UpdateParams {
   const std::int32_t* offset;
   float* centroids;  ///< [num_clusters, head_dim], read and written
 };
-void update_centroids_cpu(const UpdateParams& params);
 
 // --------------------------------------------------------------------------- cluster segment
 /// All iterations of one K-means run: start, then `iterations` times assign, order, update. Labels
@@ -95,8 +90,22 @@ std::size_t segment_scratch_bytes(int num_tokens, int num_clusters, int head_dim
 SegmentScratch carve_segment_scratch(std::byte* memory, int num_tokens, int num_clusters,
                                      int head_dim);
 
-/// Cost: iterations * num_tokens * num_clusters * head_dim multiply-adds. Source: paper, with a
-/// fixed number of iterations (ours: so that the work can be captured and is the same on every run).
-void cluster_segment_cpu(const SegmentParams& params, const SegmentScratch& scratch);
+// ------------------------------------------------------------------------------------- on the CPU
+/// One call does one item of work on the caller's thread.
+struct CpuOps {
+  /// Cost: num_tokens * num_clusters * head_dim multiply-adds; no matrix of scores.
+  void (*assign)(const AssignParams& params);
+  void (*pack_centroids)(const PackParams& params);
+  void (*order_tokens)(const OrderParams& params);
+  void (*update_centroids)(const UpdateParams& params);
+  /// Cost: iterations times assign. Source: paper, with a fixed number of iterations (ours: so that
+  /// the work can be captured and is the same on every run).
+  void (*cluster_segment)(const SegmentParams& params, const SegmentScratch& scratch);
+};
+
+/// For the instruction set in use.
+inline const CpuOps& cpu() {
+  return ops_of<CpuOps>(cpu_isa());
+}
 
 }  // namespace clusterkv::cluster

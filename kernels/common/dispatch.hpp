@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From run-time values to template arguments. The list at the call site is the support matrix.
+// From run-time values to template arguments. The list at the call site is the support matrix. Always
+// inlined, for the reason given in host_device.hpp.
 #pragma once
 
 #include <array>
@@ -19,7 +20,7 @@ namespace clusterkv {
 
 /// Calls fn(std::integral_constant<V, k>) for the k of kValues that equals `value`, else throws.
 template <auto... kValues, class V, class Fn>
-void dispatch_value(const char* what, V value, const Fn& fn) {
+[[gnu::always_inline]] inline void dispatch_value(const char* what, V value, const Fn& fn) {
   const bool found =
       ((value == kValues ? (fn(std::integral_constant<V, V{kValues}>{}), true) : false) || ...);
   if (found) return;
@@ -29,13 +30,13 @@ void dispatch_value(const char* what, V value, const Fn& fn) {
 
 /// The head dims every kernel is compiled for.
 template <class Fn>
-void dispatch_head_dim(int head_dim, const Fn& fn) {
+[[gnu::always_inline]] inline void dispatch_head_dim(int head_dim, const Fn& fn) {
   dispatch_value<64, 80, 96, 128, 256>("head_dim", head_dim, fn);
 }
 
 /// The dtypes rows are stored in.
 template <class Fn>
-void dispatch_row_dtype(DType dtype, const Fn& fn) {
+[[gnu::always_inline]] inline void dispatch_row_dtype(DType dtype, const Fn& fn) {
   dispatch_value<DType::kF32, DType::kF16, DType::kBF16>("dtype", dtype, fn);
 }
 

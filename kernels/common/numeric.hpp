@@ -78,7 +78,7 @@ struct Element<DType::kBF16> {
 
 /// Widens `count` stored elements.
 template <DType kDType>
-inline void load_elements(const std::byte* from, int count, float* to) {
+CLUSTERKV_HD inline void load_elements(const std::byte* from, int count, float* to) {
   using Storage = typename Element<kDType>::Storage;
   for (int i = 0; i < count; ++i) {
     Storage bits;  // rows of a caller need not be aligned to their element
@@ -89,7 +89,7 @@ inline void load_elements(const std::byte* from, int count, float* to) {
 
 /// Rounds and stores `count` floats.
 template <DType kDType>
-inline void store_elements(const float* from, int count, std::byte* to) {
+CLUSTERKV_HD inline void store_elements(const float* from, int count, std::byte* to) {
   using Storage = typename Element<kDType>::Storage;
   for (int i = 0; i < count; ++i) {
     const Storage bits = Element<kDType>::store(from[i]);

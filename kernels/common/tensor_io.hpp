@@ -12,13 +12,14 @@
 
 namespace clusterkv {
 
-inline std::byte* tensor_row(const TensorView& tensor, std::int64_t row, int head) {
+CLUSTERKV_HD inline std::byte* tensor_row(const TensorView& tensor, std::int64_t row, int head) {
   return static_cast<std::byte*>(tensor.data) +
          (row * tensor.stride[0] + head * tensor.stride[1]) *
              static_cast<std::int64_t>(size_of(tensor.dtype));
 }
 
-inline void load_tensor_row(const TensorView& tensor, std::int64_t row, int head, float* to) {
+CLUSTERKV_HD inline void load_tensor_row(const TensorView& tensor, std::int64_t row, int head,
+                                         float* to) {
   const std::byte* from = tensor_row(tensor, row, head);
   const int count = static_cast<int>(tensor.shape[2]);
   const std::int64_t step = tensor.stride[2] * static_cast<std::int64_t>(size_of(tensor.dtype));
@@ -33,8 +34,8 @@ inline void load_tensor_row(const TensorView& tensor, std::int64_t row, int head
 }
 
 /// \pre the last stride is 1
-inline void store_tensor_row(const float* from, const TensorView& tensor, std::int64_t row,
-                             int head) {
+CLUSTERKV_HD inline void store_tensor_row(const float* from, const TensorView& tensor,
+                                          std::int64_t row, int head) {
   dispatch_row_dtype(tensor.dtype, [&](auto dtype) {
     store_elements<decltype(dtype)::value>(from, static_cast<int>(tensor.shape[2]),
                                            tensor_row(tensor, row, head));

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::index {
@@ -37,15 +38,13 @@ struct StoreParams {
   std::int64_t positions_stride;  ///< rows from plane to plane
   const std::int32_t* order;      ///< [num_tokens]; null: token order
 };
-void store_segment_cpu(const StoreParams& params, const SegmentSource& source,
-                       const SegmentTarget& target);
 
 // ------------------------------------------------------------------------------- build index
 /// Fills the blocks of a segment. Empty clusters are dropped; the others keep their order.
 ///   centroid, value mean : mean of the cluster's keys and values, rounded to the index dtype
 ///   D_d      = mean over the segment's tokens of (k_d - mean_d)^2, from unrounded means
 ///   spread_c = mean over the d with D_d > 0 of Var_d(c) / D_d; 0 if there are none
-///   value sum: of this segment alone; add_value_sum_cpu() adds the ones before
+///   value sum: of this segment alone; add_value_sum() adds the ones before
 struct BuildParams {
   RowStore live;
   IndexStore index;
@@ -54,12 +53,23 @@ struct BuildParams {
   const std::int32_t* offset;  ///< [num_clusters + 1] in `order`
   float* variance;             ///< scratch [num_clusters, head_dim]
 };
-void build_index_cpu(const BuildParams& params, const SegmentSource& source,
-                     const SegmentTarget& target);
 
-/// Adds the value sum of the segment before, so that a record holds that of all segments up to it.
-/// Apart from build_index, because segments are built in any order and added up in theirs.
-void add_value_sum_cpu(const IndexStore& index, int kv_head, std::uint32_t record,
-                       std::uint32_t previous_record);
+// ------------------------------------------------------------------------------------- on the CPU
+/// One call does one item of work on the caller's thread.
+struct CpuOps {
+  void (*store_segment)(const StoreParams& params, const SegmentSource& source,
+                        const SegmentTarget& target);
+  void (*build_index)(const BuildParams& params, const SegmentSource& source,
+                      const SegmentTarget& target);
+  /// Adds the value sum of the segment before, so that a record holds that of all segments up to it.
+  /// Apart from build_index, because segments are built in any order and added up in theirs.
+  void (*add_value_sum)(const IndexStore& index, int kv_head, std::uint32_t record,
+                        std::uint32_t previous_record);
+};
+
+/// For the instruction set in use.
+inline const CpuOps& cpu() {
+  return ops_of<CpuOps>(cpu_isa());
+}
 
 }  // namespace clusterkv::index

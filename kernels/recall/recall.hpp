@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "clusterkv/types.hpp"
+#include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::recall {
@@ -24,11 +25,6 @@ struct AppendParams {
   std::int64_t first_row;  ///< logical live row of the first token
   RowStore live;
 };
-/// One KV head.
-void append_rows_cpu(const AppendParams& params, int kv_head);
-
-/// Whether tokens [first, first + count) of a tensor [tokens, heads, dim] are all finite.
-bool all_finite_cpu(const TensorView& tensor, std::int64_t first, std::int64_t count);
 
 // --------------------------------------------------------------------------------- read rows
 /// Rows of a store back to token order.
@@ -37,8 +33,6 @@ struct ReadParams {
   TensorView key;    ///< [tokens, num_kv_heads, head_dim]
   TensorView value;  ///< as key
 };
-/// Row `row` of the store to token `token` of the tensors.
-void read_row_cpu(const ReadParams& params, int kv_head, std::uint32_t row, std::int64_t token);
 
 // -------------------------------------------------------------------------------- copy quads
 /// Quads from the store to slots.
@@ -51,6 +45,22 @@ struct CopyParams {
   std::byte* slots;         ///< [kv_head, slot, kQuadRows rows]
   std::size_t head_stride;  ///< bytes from plane to plane
 };
-void copy_quads_cpu(const CopyParams& params, int kv_head, const QuadCopy* copies, int count);
+
+// ------------------------------------------------------------------------------------- on the CPU
+/// One call does one item of work on the caller's thread.
+struct CpuOps {
+  /// One KV head.
+  void (*append_rows)(const AppendParams& params, int kv_head);
+  /// Whether tokens [first, first + count) of a tensor [tokens, heads, dim] are all finite.
+  bool (*all_finite)(const TensorView& tensor, std::int64_t first, std::int64_t count);
+  /// Row `row` of the store to token `token` of the tensors.
+  void (*read_row)(const ReadParams& params, int kv_head, std::uint32_t row, std::int64_t token);
+  void (*copy_quads)(const CopyParams& params, int kv_head, const QuadCopy* copies, int count);
+};
+
+/// For the instruction set in use.
+inline const CpuOps& cpu() {
+  return ops_of<CpuOps>(cpu_isa());
+}
 
 }  // namespace clusterkv::recall

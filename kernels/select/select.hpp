@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "clusterkv/config.hpp"
+#include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::select {
@@ -36,8 +37,6 @@ struct ScoreItem {
   int first_block;
   int last_block;
 };
-/// Cost: reads (head_dim + 16) bytes a cluster with int8; head_dim * G multiply-adds each.
-void score_clusters_cpu(const ScoreParams& params, const ScoreItem& item);
 
 // --------------------------------------------------------------------------- select clusters
 /// The prefix rule: clusters by key, highest first, ties by lowest id, until the budget is full;
@@ -60,17 +59,27 @@ struct SelectScratch {
   std::uint32_t* keys;
   std::int32_t* histogram;  ///< [kPassBins]
 };
-/// One plan row and selection head.
-/// Cost: three passes over the keys; no sort.
-void select_clusters_cpu(const SelectParams& params, int row, int head,
-                         const SelectScratch& scratch);
 
-/// Fills a list's row_ids from its clusters and counts. One plan row and selection head.
-void expand_rows_cpu(const SequenceView& row, const IndexStore& index, int kv_head,
-                     const SelectionLists& lists, int list_row, int head);
+// ------------------------------------------------------------------------------------- on the CPU
+/// One call does one item of work on the caller's thread.
+struct CpuOps {
+  /// Cost: reads (head_dim + 16) bytes a cluster with int8; head_dim * G multiply-adds each.
+  void (*score_clusters)(const ScoreParams& params, const ScoreItem& item);
+  /// One plan row and selection head.
+  /// Cost: one pass over the scores, one over the keys; no sort.
+  void (*select_clusters)(const SelectParams& params, int row, int head,
+                          const SelectScratch& scratch);
+  /// Fills a list's row_ids from its clusters and counts. One plan row and selection head.
+  void (*expand_rows)(const SequenceView& row, const IndexStore& index, int kv_head,
+                      const SelectionLists& lists, int list_row, int head);
+  /// Totals of one plan row and query head over all its blocks.
+  HeadTotals (*combine_blocks)(const SequenceView& row, const RowScores& scores, int kv_head,
+                               int group, int member, float* softmax_sum);
+};
 
-/// Totals of one plan row and query head over all its blocks.
-HeadTotals combine_blocks_cpu(const SequenceView& row, const RowScores& scores, int kv_head,
-                              int group, int member, float* softmax_sum);
+/// For the instruction set in use.
+inline const CpuOps& cpu() {
+  return ops_of<CpuOps>(cpu_isa());
+}
 
 }  // namespace clusterkv::select

@@ -24,9 +24,9 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
     const int head = list % heads;
     const int row_pieces = params.rows_part ? num_row_pieces(num_attended_rows(p, row, head)) : 0;
     if (item < row_pieces) {
-      attend_rows_cpu(p, row, head, item);
+      cpu().attend_rows(p, row, head, item);
     } else {
-      attend_tail_cpu(p, row, head, item - row_pieces);
+      cpu().attend_tail(p, row, head, item - row_pieces);
     }
   });
   const int max_heads = p.num_q_heads * p.query_tokens;
@@ -34,7 +34,7 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
     const int row = item / max_heads;
     const int head = item % max_heads;
     if (p.rows[row].query_row >= 0 && head < num_row_heads(p, row)) {
-      merge_partials_cpu(params, row, head);
+      cpu().merge_partials(params, row, head);
     }
   });
 }
@@ -42,7 +42,7 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
 void write_nothing(const TensorView& out, const TensorView& lse, int query_row) {
   const StateParams nothing{nullptr, nullptr, 0, out, lse};
   for (int q_head = 0; q_head < out.shape[1]; ++q_head) {
-    merge_states_cpu(nothing, query_row, q_head);
+    cpu().merge_states(nothing, query_row, q_head);
   }
 }
 

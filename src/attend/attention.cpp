@@ -37,6 +37,7 @@ void check_stream(const Stream& stream) {
   if (stream.backend != Backend::kCpu) {
     fail<BackendUnavailable>("stream.backend: CUDA is not part of this version, expected kCpu");
   }
+  cpu_isa();  // throws here, not in an executor's task
 }
 
 std::int32_t read_i32(const TensorView& t, std::int64_t offset) {
@@ -125,7 +126,7 @@ void decode(const attend::DecodeParams& params, const Stream& stream) {
   const int heads =
       static_cast<int>(params.token_ids.empty() ? params.key.shape[2] : params.token_ids.shape[1]);
   run_on(stream, rows * heads,
-         [&](int task) { attend::decode_cpu(params, task / heads, task % heads); });
+         [&](int task) { attend::cpu().decode(params, task / heads, task % heads); });
 }
 
 }  // namespace
@@ -175,7 +176,7 @@ void merge_states(std::span<const AttentionOut> parts, const AttentionOut& total
                                    total.out, total.lse};
   const int num_heads = static_cast<int>(heads);
   run_on(stream, static_cast<int>(rows) * num_heads,
-         [&](int task) { attend::merge_states_cpu(params, task / num_heads, task % num_heads); });
+         [&](int task) { attend::cpu().merge_states(params, task / num_heads, task % num_heads); });
 }
 
 }  // namespace v0

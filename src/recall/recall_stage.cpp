@@ -70,7 +70,7 @@ void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
                                   step.lists.capacity};
       pool.resolve(request, step.plan_number, step.retain_from[row], plan);
     }
-    copy_quads_cpu(copy, kv_head, plan.copies, plan.num_copies);
+    cpu().copy_quads(copy, kv_head, plan.copies, plan.num_copies);
     step.plans[kv_head] = plan;
   });
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "kernels/common/cpu/isa.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
 
@@ -147,6 +148,7 @@ Support find_support(const CacheConfig& config, Backend backend) noexcept {
 
 void check_config(const CacheConfig& config, Backend backend) {
   if (backend != Backend::kCpu) throw BackendUnavailable(kNoCuda);
+  cpu_isa();  // throws here, not in an executor's task
   check_all(config, [](bool ok, const char* reason, auto value) {
     if (!ok) fail<ConfigError>("{}, got {}", reason, value);
     return true;

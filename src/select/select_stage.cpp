@@ -26,7 +26,7 @@ void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, E
     const int row = list / params.num_kv_heads;
     const int first = item * kTaskBlocks;
     const int last = std::min(params.rows[row].num_blocks, first + kTaskBlocks);
-    score_clusters_cpu(params, {row, list % params.num_kv_heads, first, last});
+    cpu().score_clusters(params, {row, list % params.num_kv_heads, first, last});
   });
 }
 
@@ -39,7 +39,7 @@ void choose(const SelectParams& params, int num_rows, std::uint32_t* keys, Execu
     const std::int64_t clusters = params.rows[row].num_blocks;
     const std::int64_t at = first * heads + clusters * (list % heads);
     std::int32_t histogram[kPassBins];
-    select_clusters_cpu(params, row, list % heads, {keys + at * kBlockClusters, histogram});
+    cpu().select_clusters(params, row, list % heads, {keys + at * kBlockClusters, histogram});
   });
 }
 
@@ -49,7 +49,7 @@ void expand(const SelectParams& params, int num_rows, Executor& executor) {
   runtime::parallel_for(executor, num_rows * heads, [&](int list) {
     const int row = list / heads;
     const int head = list % heads;
-    expand_rows_cpu(params.rows[row], params.index, head / served, params.lists, row, head);
+    cpu().expand_rows(params.rows[row], params.index, head / served, params.lists, row, head);
   });
 }
 

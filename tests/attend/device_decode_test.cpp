@@ -140,7 +140,7 @@ TEST_P(DeviceDecode, StatesMergeAsOnTheCpu) {
   StateParams p{out_views.data(), lse_views.data(), kParts, cpu_out.view(),
                 contiguous_view(cpu_lse.data(), DType::kF32, {kRows, heads().q})};
   for (int row = 0; row < kRows; ++row) {
-    for (int head = 0; head < heads().q; ++head) merge_states_cpu(p, row, head);
+    for (int head = 0; head < heads().q; ++head) cpu().merge_states(p, row, head);
   }
   p.out = out.view();
   p.lse = params.lse;

@@ -32,7 +32,8 @@ struct Ops {
   void (*merge_states)(const StateParams&, std::int64_t, int);
 };
 inline Ops ops_of(Backend) {
-  return {attend_rows_cpu, attend_tail_cpu, merge_partials_cpu, decode_cpu, merge_states_cpu};
+  return {cpu().attend_rows, cpu().attend_tail, cpu().merge_partials, cpu().decode,
+          cpu().merge_states};
 }
 
 struct Heads {

@@ -25,8 +25,8 @@ struct Ops {
   void (*segment)(const SegmentParams&, const SegmentScratch&);
 };
 inline Ops ops_of(Backend) {
-  return {assign_cpu, pack_centroids_cpu, order_tokens_cpu, update_centroids_cpu,
-          cluster_segment_cpu};
+  return {cpu().assign, cpu().pack_centroids, cpu().order_tokens, cpu().update_centroids,
+          cpu().cluster_segment};
 }
 
 /// Keys at an odd place of the second of two KV heads; all other rows are NaN.

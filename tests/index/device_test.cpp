@@ -101,9 +101,9 @@ TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
   TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
   for (const Job& job : jobs_) {
     std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
-    build_index_cpu({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
-                     job.offset.data(), variance.data()},
-                    job.source, job.target);
+    index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
+                       job.offset.data(), variance.data()},
+                      job.source, job.target);
   }
   const DeviceJobs jobs(jobs_, dim());
   on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
@@ -114,7 +114,7 @@ TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
   const std::vector<std::uint32_t> previous = {2, 2, 2, 2};
   for (const Job& job : jobs_) {
     if (job.target.segment.record != 2) {
-      add_value_sum_cpu(cpu.view(), job.source.kv_head, job.target.segment.record, 2);
+      index::cpu().add_value_sum(cpu.view(), job.source.kv_head, job.target.segment.record, 2);
     }
   }
   on_device::add_value_sums(device.view(), jobs.list.data(), previous.data(), kHeads, shape());
@@ -131,7 +131,7 @@ TEST_P(DeviceIndex, StoresRowsInTheOrderGiven) {
     if (!keeps_rows) p.stored.base = nullptr;
     for (const Job& job : jobs_) {
       p.order = job.order.data();
-      store_segment_cpu(p, job.source, job.target);
+      index::cpu().store_segment(p, job.source, job.target);
     }
     p.stored = device.view();
     if (!keeps_rows) p.stored.base = nullptr;

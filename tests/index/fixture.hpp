@@ -25,7 +25,7 @@ struct Ops {
   void (*add_value_sum)(const IndexStore&, int, std::uint32_t, std::uint32_t);
 };
 inline Ops ops_of(Backend) {
-  return {store_segment_cpu, build_index_cpu, add_value_sum_cpu};
+  return {cpu().store_segment, cpu().build_index, cpu().add_value_sum};
 }
 
 inline constexpr std::int64_t kFirstLive = 201;

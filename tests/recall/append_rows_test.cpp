@@ -21,7 +21,7 @@ struct Ops {
   bool (*all_finite)(const TensorView&, std::int64_t, std::int64_t);
 };
 Ops ops_of(Backend) {
-  return {append_rows_cpu, all_finite_cpu};
+  return {cpu().append_rows, cpu().all_finite};
 }
 
 constexpr int kHeads = 3;
@@ -118,7 +118,7 @@ TEST(AllFinite, TheLargestNumbersAreFinite) {
   for (int d = 0; d < 64; ++d) {
     tensor.set(1, 0, d, double{std::numeric_limits<float>::max()} * (d % 2 == 0 ? 1 : -1));
   }
-  EXPECT_TRUE(all_finite_cpu(tensor.view(), 0, 2));
+  EXPECT_TRUE(cpu().all_finite(tensor.view(), 0, 2));
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<std::tuple<OpCase, DType>>& info) {

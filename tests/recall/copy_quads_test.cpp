@@ -15,7 +15,7 @@ constexpr int kHeads = 2;
 constexpr int kSlots = 12;
 
 void (*copy_quads_of(Backend))(const CopyParams&, int, const QuadCopy*, int) {
-  return copy_quads_cpu;
+  return cpu().copy_quads;
 }
 
 class CopyQuads : public ::testing::TestWithParam<testing::OpCase> {

@@ -47,7 +47,7 @@ TEST_P(DeviceAppend, StoresTheRowsOfTheCpu) {
         p.first_token = job.first_token;
         p.num_tokens = job.num_tokens;
         p.first_row = job.first_row;
-        for (int head = 0; head < kHeads; ++head) append_rows_cpu(p, head);
+        for (int head = 0; head < kHeads; ++head) recall::cpu().append_rows(p, head);
       }
       p.live = device.view();
       on_device::append_rows(p, jobs.data(), 2, 40, nullptr);

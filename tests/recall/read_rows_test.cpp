@@ -17,7 +17,7 @@ using testing::Tensor;
 constexpr int kHeads = 2;
 
 void (*read_row_of(Backend))(const ReadParams&, int, std::uint32_t, std::int64_t) {
-  return read_row_cpu;
+  return cpu().read_row;
 }
 
 class ReadRows : public ::testing::TestWithParam<std::tuple<OpCase, DType>> {};

@@ -66,7 +66,7 @@ TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
                   &cpu_scores, s.shape.num_q_heads, s.shape.num_kv_heads,
                   0.09F,       use_spread};
     for (int head = 0; head < p.num_kv_heads; ++head) {
-      score_clusters_cpu(p, {0, head, 0, view.num_blocks});
+      select::cpu().score_clusters(p, {0, head, 0, view.num_blocks});
     }
     RowScores device_scores;
     p.scores = &device_scores;
@@ -165,9 +165,9 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
   std::vector<std::int32_t> histogram(kPassBins);
   for (int row = 0; row < 2; ++row) {
     for (int head = 0; head < cpu.view.selection_heads; ++head) {
-      select_clusters_cpu(p, row, head, {keys.data(), histogram.data()});
+      select::cpu().select_clusters(p, row, head, {keys.data(), histogram.data()});
       const int kv_head = head / (cpu.view.selection_heads / num_kv_heads);
-      expand_rows_cpu(views[row], p.index, kv_head, cpu.view, row, head);
+      select::cpu().expand_rows(views[row], p.index, kv_head, cpu.view, row, head);
     }
   }
   p.lists = device.view;

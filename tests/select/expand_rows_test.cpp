@@ -11,7 +11,7 @@ namespace {
 
 void (*expand_of(Backend))(const SequenceView&, const IndexStore&, int, const SelectionLists&, int,
                            int) {
-  return expand_rows_cpu;
+  return cpu().expand_rows;
 }
 
 class ExpandRows : public ::testing::TestWithParam<std::tuple<Backend, std::uint64_t>> {

@@ -28,7 +28,7 @@ struct Ops {
   HeadTotals (*combine_blocks)(const SequenceView&, const RowScores&, int, int, int, float*);
 };
 inline Ops ops_of(Backend) {
-  return {select_clusters_cpu, expand_rows_cpu, combine_blocks_cpu};
+  return {cpu().select_clusters, cpu().expand_rows, cpu().combine_blocks};
 }
 
 /// What a test says: sizes of clusters in the order of their ids, and t of each head.

@@ -25,7 +25,7 @@ struct Heads {
 using Param = std::tuple<Backend, IndexDType, int, Heads>;
 
 void (*score_of(Backend))(const ScoreParams&, const ScoreItem&) {
-  return score_clusters_cpu;
+  return cpu().score_clusters;
 }
 
 /// Scores of one plan row, NaN until written.

@@ -6,12 +6,12 @@
 // Bound:   memory when rows are far apart, else conversion and arithmetic.
 #include <algorithm>
 
-#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/ops.hpp"
 #include "kernels/attend/cpu/softmax_state.hpp"
 #include "kernels/attend/row_finder.hpp"
 #include "kernels/common/dispatch.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
 template <DType kDType, int kHeadDim>
@@ -45,11 +45,7 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
 
 }  // namespace
 
-std::int64_t num_attended_rows(const AttendParams& p, int row, int head) {
-  return RowFinder(p, row, head).count();
-}
-
-void attend_rows_cpu(const AttendParams& p, int row, int head, int piece) {
+void attend_rows(const AttendParams& p, int row, int head, int piece) {
   const RowFinder finder(p, row, head);
   const int served = num_served(p, row);
   dispatch_row_dtype(p.live.dtype, [&](auto dtype) {
@@ -62,4 +58,4 @@ void attend_rows_cpu(const AttendParams& p, int row, int head, int piece) {
   });
 }
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

@@ -6,12 +6,12 @@
 // Bound:   the scores, which are in cache, and the value means of kept clusters.
 #include <algorithm>
 
-#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/ops.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
 template <IndexDType kIndex, int kHeadDim>
@@ -134,11 +134,7 @@ class TailPiece {
 
 }  // namespace
 
-bool has_tail(const AttendParams& p, int row) {
-  return p.tail != Tail::kNone && !p.all_rows && !p.rows[row].everything;
-}
-
-void attend_tail_cpu(const AttendParams& p, int row, int head, int piece) {
+void attend_tail(const AttendParams& p, int row, int head, int piece) {
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
         dispatch_head_dim(p.index.head_dim, [&](auto head_dim) {
@@ -147,4 +143,4 @@ void attend_tail_cpu(const AttendParams& p, int row, int head, int piece) {
       });
 }
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

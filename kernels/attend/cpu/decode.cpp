@@ -7,13 +7,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/ops.hpp"
 #include "kernels/attend/cpu/output.hpp"
 #include "kernels/attend/cpu/softmax_state.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/tensor_io.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
 std::int64_t byte_offset(const TensorView& t, std::int64_t elements) {
@@ -100,7 +100,7 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
 
 }  // namespace
 
-void decode_cpu(const DecodeParams& p, int row, int head) {
+void decode(const DecodeParams& p, int row, int head) {
   const int num_q_heads = static_cast<int>(p.query.shape[1]);
   const int num_kv_heads = static_cast<int>(p.key.shape[2]);
   const bool per_query_head = !p.token_ids.empty() && p.token_ids.shape[1] == num_q_heads;
@@ -117,7 +117,7 @@ void decode_cpu(const DecodeParams& p, int row, int head) {
   });
 }
 
-void merge_states_cpu(const StateParams& p, std::int64_t row, int q_head) {
+void merge_states(const StateParams& p, std::int64_t row, int q_head) {
   Total total;
   const int head_dim = static_cast<int>(p.out.shape[2]);
   for (int part = 0; part < p.num_parts; ++part) {
@@ -132,4 +132,4 @@ void merge_states_cpu(const StateParams& p, std::int64_t row, int q_head) {
   write_output(p.out, p.lse, row, q_head, total.m, total.l, total.o);
 }
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

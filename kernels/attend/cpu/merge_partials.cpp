@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // merge_partials (stage 5, attend). Contract and shapes: attend/attend.hpp.
-#include "kernels/attend/attend.hpp"
+#include "kernels/attend/cpu/ops.hpp"
 #include "kernels/attend/cpu/output.hpp"
 #include "kernels/attend/cpu/softmax_state.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
 struct State {
@@ -28,7 +28,7 @@ void add_rest(const AttendParams& p, int row, int kv_head, float m, float rest, 
 
 }  // namespace
 
-void merge_partials_cpu(const MergeParams& p, int row, int q_head) {
+void merge_partials(const MergeParams& p, int row, int q_head) {
   const AttendParams& a = p.attend;
   const SequenceView& sequence = a.rows[row];
   const int served = num_served(a, row);
@@ -68,4 +68,4 @@ void merge_partials_cpu(const MergeParams& p, int row, int q_head) {
   write_output(p.out, p.lse, to.row, to.q_head, state.m, state.l, state.o);
 }
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

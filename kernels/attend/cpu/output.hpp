@@ -10,7 +10,7 @@
 #include "kernels/common/math.hpp"
 #include "kernels/common/tensor_io.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 
 /// out[row, q_head] = o / l, lse[row, q_head] = ln of the denominator. Nothing attended: 0 and -inf.
 inline void write_output(const TensorView& out, const TensorView& lse, std::int64_t row, int q_head,
@@ -26,4 +26,4 @@ inline void write_output(const TensorView& out, const TensorView& lse, std::int6
   static_cast<float*>(lse.data)[row * lse.stride[0] + q_head * lse.stride[1]] = value;
 }
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

@@ -10,7 +10,7 @@
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 
-namespace clusterkv::attend {
+namespace clusterkv::attend::CLUSTERKV_ISA {
 
 /// Rows of one tile, wherever they lie.
 struct RowTile {
@@ -106,4 +106,4 @@ class SoftmaxState {
   alignas(64) float x_[kMaxPassHeads][kRowTile];
 };
 
-}  // namespace clusterkv::attend
+}  // namespace clusterkv::attend::CLUSTERKV_ISA

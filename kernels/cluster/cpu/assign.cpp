@@ -8,12 +8,12 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cluster/cluster.hpp"
+#include "kernels/cluster/cpu/ops.hpp"
 #include "kernels/cluster/rules.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/numeric.hpp"
 
-namespace clusterkv::cluster {
+namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
 
 constexpr int kTile = 4;
@@ -67,11 +67,11 @@ void assign(const AssignParams& p) {
 
 }  // namespace
 
-void assign_cpu(const AssignParams& p) {
+void assign(const AssignParams& p) {
   dispatch_row_dtype(p.keys.store.dtype, [&](auto dtype) {
     dispatch_head_dim(p.keys.store.head_dim,
                       [&](auto head_dim) { assign<dtype.value, head_dim.value>(p); });
   });
 }
 
-}  // namespace clusterkv::cluster
+}  // namespace clusterkv::cluster::CLUSTERKV_ISA

@@ -3,11 +3,11 @@
 // order_tokens (stage 1, cluster). Contract and shapes: cluster/cluster.hpp.
 #include <algorithm>
 
-#include "kernels/cluster/cluster.hpp"
+#include "kernels/cluster/cpu/ops.hpp"
 
-namespace clusterkv::cluster {
+namespace clusterkv::cluster::CLUSTERKV_ISA {
 
-void order_tokens_cpu(const OrderParams& p) {
+void order_tokens(const OrderParams& p) {
   // offset[c + 1] counts label c, then holds where it starts, and ends as where it ends.
   std::fill(p.offset, p.offset + p.num_clusters + 1, 0);
   for (int i = 0; i < p.num_tokens; ++i) ++p.offset[p.labels[i] + 1];
@@ -20,4 +20,4 @@ void order_tokens_cpu(const OrderParams& p) {
   for (int i = 0; i < p.num_tokens; ++i) p.order[p.offset[p.labels[i] + 1]++] = i;
 }
 
-}  // namespace clusterkv::cluster
+}  // namespace clusterkv::cluster::CLUSTERKV_ISA

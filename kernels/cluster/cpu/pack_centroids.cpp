@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cluster/cluster.hpp"
+#include "kernels/cluster/cpu/ops.hpp"
 
-namespace clusterkv::cluster {
+namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
 
 float squared_norm(const float* x, int head_dim) {
@@ -18,7 +18,7 @@ float squared_norm(const float* x, int head_dim) {
 
 }  // namespace
 
-void pack_centroids_cpu(const PackParams& p) {
+void pack_centroids(const PackParams& p) {
   const int padded = (p.num_clusters + kPanel - 1) / kPanel * kPanel;
   std::fill(p.panels, p.panels + std::size_t(padded) * std::size_t(p.head_dim), 0.0F);
   std::fill(p.bias, p.bias + padded, std::numeric_limits<float>::infinity());
@@ -33,4 +33,4 @@ void pack_centroids_cpu(const PackParams& p) {
   }
 }
 
-}  // namespace clusterkv::cluster
+}  // namespace clusterkv::cluster::CLUSTERKV_ISA

@@ -5,11 +5,11 @@
 // Bound: memory, one pass over the keys. Each channel is summed over tokens in order.
 #include <algorithm>
 
-#include "kernels/cluster/cluster.hpp"
+#include "kernels/cluster/cpu/ops.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/numeric.hpp"
 
-namespace clusterkv::cluster {
+namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
 
 template <DType kDType, int kHeadDim>
@@ -32,11 +32,11 @@ void update(const UpdateParams& p) {
 
 }  // namespace
 
-void update_centroids_cpu(const UpdateParams& p) {
+void update_centroids(const UpdateParams& p) {
   dispatch_row_dtype(p.keys.store.dtype, [&](auto dtype) {
     dispatch_head_dim(p.keys.store.head_dim,
                       [&](auto head_dim) { update<dtype.value, head_dim.value>(p); });
   });
 }
 
-}  // namespace clusterkv::cluster
+}  // namespace clusterkv::cluster::CLUSTERKV_ISA

@@ -10,10 +10,10 @@
 
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/numeric.hpp"
-#include "kernels/index/index.hpp"
+#include "kernels/index/cpu/ops.hpp"
 #include "kernels/index/rules.hpp"
 
-namespace clusterkv::index {
+namespace clusterkv::index::CLUSTERKV_ISA {
 namespace {
 
 /// Rounds one row to the index dtype; returns its scale.
@@ -171,8 +171,8 @@ class Builder {
 
 }  // namespace
 
-void build_index_cpu(const BuildParams& params, const SegmentSource& source,
-                     const SegmentTarget& target) {
+void build_index(const BuildParams& params, const SegmentSource& source,
+                 const SegmentTarget& target) {
   dispatch_row_dtype(params.live.dtype, [&](auto dtype) {
     dispatch_head_dim(params.live.head_dim, [&](auto head_dim) {
       Builder<dtype.value, head_dim.value>(params, source, target).run();
@@ -180,11 +180,11 @@ void build_index_cpu(const BuildParams& params, const SegmentSource& source,
   });
 }
 
-void add_value_sum_cpu(const IndexStore& index, int kv_head, std::uint32_t record,
-                       std::uint32_t previous_record) {
+void add_value_sum(const IndexStore& index, int kv_head, std::uint32_t record,
+                   std::uint32_t previous_record) {
   float* sum = index.record_value_sum(kv_head, record);
   const float* previous = index.record_value_sum(kv_head, previous_record);
   for (int d = 0; d < index.head_dim; ++d) sum[d] += previous[d];
 }
 
-}  // namespace clusterkv::index
+}  // namespace clusterkv::index::CLUSTERKV_ISA

@@ -5,12 +5,11 @@
 // Bound: memory, each row is read and written once.
 #include <cstring>
 
-#include "kernels/index/index.hpp"
+#include "kernels/index/cpu/ops.hpp"
 
-namespace clusterkv::index {
+namespace clusterkv::index::CLUSTERKV_ISA {
 
-void store_segment_cpu(const StoreParams& p, const SegmentSource& source,
-                       const SegmentTarget& target) {
+void store_segment(const StoreParams& p, const SegmentSource& source, const SegmentTarget& target) {
   for (int i = 0; i < source.num_tokens; ++i) {
     const int token = p.order == nullptr ? i : p.order[i];
     const std::uint32_t to = paged_row(target.row_pages, target.segment.first_row + i);
@@ -23,4 +22,4 @@ void store_segment_cpu(const StoreParams& p, const SegmentSource& source,
   }
 }
 
-}  // namespace clusterkv::index
+}  // namespace clusterkv::index::CLUSTERKV_ISA

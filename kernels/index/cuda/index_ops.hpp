@@ -31,16 +31,16 @@ struct IndexShape {
   void* stream;
 };
 
-/// Same bits as build_index_cpu() of every job. `jobs` is a device array.
+/// Same bits as the CPU's build_index() of every job. `jobs` is a device array.
 void build_index(const RowStore& live, const IndexStore& index, const IndexJob* jobs,
                  const IndexShape& shape);
 
-/// store_segment_cpu() of every job. `params.order` is not read: each job has its own; null there
+/// The CPU's store_segment() of every job. `params.order` is not read: each job has its own; null there
 /// means token order.
 void store_segments(const index::StoreParams& params, const IndexJob* jobs,
                     const IndexShape& shape);
 
-/// add_value_sum_cpu() of jobs `first`, `first + stride`, … in this order: those of one KV head.
+/// The CPU's add_value_sum() of jobs `first`, `first + stride`, … in this order: those of one KV head.
 /// `previous` [num_jobs] are the records before; a job whose own record it is has none.
 void add_value_sums(const IndexStore& index, const IndexJob* jobs, const std::uint32_t* previous,
                     int num_kv_heads, const IndexShape& shape);

@@ -9,9 +9,9 @@
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/numeric.hpp"
 #include "kernels/common/tensor_io.hpp"
-#include "kernels/recall/recall.hpp"
+#include "kernels/recall/cpu/ops.hpp"
 
-namespace clusterkv::recall {
+namespace clusterkv::recall::CLUSTERKV_ISA {
 namespace {
 
 void store_row(const float* from, int count, DType dtype, std::byte* to) {
@@ -21,7 +21,7 @@ void store_row(const float* from, int count, DType dtype, std::byte* to) {
 
 }  // namespace
 
-void append_rows_cpu(const AppendParams& p, int kv_head) {
+void append_rows(const AppendParams& p, int kv_head) {
   const std::size_t value_at = p.live.row_bytes / 2;
   float row[kMaxHeadDim] = {};
   for (int i = 0; i < p.num_tokens; ++i) {
@@ -37,7 +37,7 @@ void append_rows_cpu(const AppendParams& p, int kv_head) {
   }
 }
 
-bool all_finite_cpu(const TensorView& tensor, std::int64_t first, std::int64_t count) {
+bool all_finite(const TensorView& tensor, std::int64_t first, std::int64_t count) {
   float row[kMaxHeadDim];
   for (std::int64_t token = first; token < first + count; ++token) {
     for (int head = 0; head < tensor.shape[1]; ++head) {
@@ -50,7 +50,7 @@ bool all_finite_cpu(const TensorView& tensor, std::int64_t first, std::int64_t c
   return true;
 }
 
-void read_row_cpu(const ReadParams& p, int kv_head, std::uint32_t row, std::int64_t token) {
+void read_row(const ReadParams& p, int kv_head, std::uint32_t row, std::int64_t token) {
   const std::byte* from = p.store.row(kv_head, row);
   float wide[kMaxHeadDim] = {};
   for (const TensorView* tensor : {&p.key, &p.value}) {
@@ -62,4 +62,4 @@ void read_row_cpu(const ReadParams& p, int kv_head, std::uint32_t row, std::int6
   }
 }
 
-}  // namespace clusterkv::recall
+}  // namespace clusterkv::recall::CLUSTERKV_ISA

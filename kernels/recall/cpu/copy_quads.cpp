@@ -5,11 +5,11 @@
 // Bound: memory; a quad is one contiguous piece on both sides.
 #include <cstring>
 
-#include "kernels/recall/recall.hpp"
+#include "kernels/recall/cpu/ops.hpp"
 
-namespace clusterkv::recall {
+namespace clusterkv::recall::CLUSTERKV_ISA {
 
-void copy_quads_cpu(const CopyParams& p, int kv_head, const QuadCopy* copies, int count) {
+void copy_quads(const CopyParams& p, int kv_head, const QuadCopy* copies, int count) {
   const std::size_t quad_bytes = p.stored.row_bytes * kQuadRows;
   std::byte* slots = p.slots + static_cast<std::size_t>(kv_head) * p.head_stride;
   for (int i = 0; i < count; ++i) {
@@ -18,4 +18,4 @@ void copy_quads_cpu(const CopyParams& p, int kv_head, const QuadCopy* copies, in
   }
 }
 
-}  // namespace clusterkv::recall
+}  // namespace clusterkv::recall::CLUSTERKV_ISA

@@ -22,7 +22,7 @@ struct AppendJob {
   int num_tokens;
 };
 
-/// append_rows_cpu() of all jobs and KV heads. `params` gives tensors and store; its run is not
+/// The CPU's append_rows() of all jobs and KV heads. `params` gives tensors and store; its run is not
 /// read. Rows are f16 or bf16.
 void append_rows(const recall::AppendParams& params, const AppendJob* jobs, int num_jobs,
                  int max_tokens, void* stream);

@@ -10,10 +10,10 @@
 
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/numeric.hpp"
+#include "kernels/select/cpu/ops.hpp"
 #include "kernels/select/rules.hpp"
-#include "kernels/select/select.hpp"
 
-namespace clusterkv::select {
+namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
 /// The queries of up to kMaxPassHeads heads of a group, in the form the dot product takes.
@@ -179,7 +179,7 @@ class Scorer {
 
 }  // namespace
 
-void score_clusters_cpu(const ScoreParams& p, const ScoreItem& item) {
+void score_clusters(const ScoreParams& p, const ScoreItem& item) {
   const int group = p.rows[item.row].group(p.num_q_heads, p.num_kv_heads);
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
@@ -192,4 +192,4 @@ void score_clusters_cpu(const ScoreParams& p, const ScoreItem& item) {
       });
 }
 
-}  // namespace clusterkv::select
+}  // namespace clusterkv::select::CLUSTERKV_ISA

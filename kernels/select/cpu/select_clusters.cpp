@@ -7,10 +7,10 @@
 // Bound:   the passes over the keys, which stay in the L1 or L2 cache.
 #include <algorithm>
 
+#include "kernels/select/cpu/ops.hpp"
 #include "kernels/select/rules.hpp"
-#include "kernels/select/select.hpp"
 
-namespace clusterkv::select {
+namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
 /// Clusters whose key is above `key` are taken whole; those equal to it, by id, until `left` rows
@@ -57,8 +57,7 @@ class Chooser {
     for (int first = 0; first < members_; first += kMaxPassHeads) {
       const int heads = std::min(kMaxPassHeads, members_ - first);
       for (int g = 0; g < heads; ++g) {
-        totals_[first + g] =
-            combine_blocks_cpu(row_, scores_, kv_head_, group_, first + g, &sum[g]);
+        totals_[first + g] = combine_blocks(row_, scores_, kv_head_, group_, first + g, &sum[g]);
         max[g] = totals_[first + g].max;
       }
       add_votes(first, heads, max, sum);
@@ -88,8 +87,7 @@ class Chooser {
 
   void score_keys() {
     float sum = 0.0F;
-    totals_[first_member_] =
-        combine_blocks_cpu(row_, scores_, kv_head_, group_, first_member_, &sum);
+    totals_[first_member_] = combine_blocks(row_, scores_, kv_head_, group_, first_member_, &sum);
     const float* z = scores_.z + std::int64_t{kv_head_} * num_clusters() * group_ + first_member_;
     for (int c = 0; c < num_clusters(); ++c) scratch_.keys[c] = score_key(z[c * group_]);
   }
@@ -157,8 +155,8 @@ class Chooser {
 
 }  // namespace
 
-HeadTotals combine_blocks_cpu(const SequenceView& row, const RowScores& scores, int kv_head,
-                              int group, int member, float* softmax_sum) {
+HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int kv_head, int group,
+                          int member, float* softmax_sum) {
   const BlockSums* sums = scores.blocks + std::int64_t{kv_head} * row.num_blocks * group + member;
   float max = kMinusInfinity;
   for (int b = 0; b < row.num_blocks; ++b) {
@@ -177,13 +175,12 @@ HeadTotals combine_blocks_cpu(const SequenceView& row, const RowScores& scores, 
   return {max, tree_sum<kCombinePartials>(mass)};
 }
 
-void select_clusters_cpu(const SelectParams& params, int row, int head,
-                         const SelectScratch& scratch) {
+void select_clusters(const SelectParams& params, int row, int head, const SelectScratch& scratch) {
   Chooser(params, row, head, scratch).run();
 }
 
-void expand_rows_cpu(const SequenceView& row, const IndexStore& index, int kv_head,
-                     const SelectionLists& lists, int list_row, int head) {
+void expand_rows(const SequenceView& row, const IndexStore& index, int kv_head,
+                 const SelectionLists& lists, int list_row, int head) {
   const std::int32_t* ids = lists.clusters_of(list_row, head);
   const std::int32_t* counts = lists.counts_of(list_row, head);
   std::uint32_t* out = lists.rows_of(list_row, head);
@@ -195,4 +192,4 @@ void expand_rows_cpu(const SequenceView& row, const IndexStore& index, int kv_he
   }
 }
 
-}  // namespace clusterkv::select
+}  // namespace clusterkv::select::CLUSTERKV_ISA

@@ -17,7 +17,7 @@ enum class IntegerMath : std::uint8_t {
   kDp4a,  ///< for devices on which s8 mma turns out slow
 };
 
-/// All blocks, KV heads and rows. Same bits as score_clusters_cpu().
+/// All blocks, KV heads and rows. Same bits as the CPU's score_clusters().
 void score_clusters(const select::ScoreParams& params, const PlanShape& shape,
                     IntegerMath math = IntegerMath::kMma);
 
@@ -35,7 +35,7 @@ constexpr int num_slices(int max_blocks) {
   return (max_blocks * kBlockClusters + kSliceClusters - 1) / kSliceClusters;
 }
 
-/// Lists with their row ids, and totals. Same choice as select_clusters_cpu() and expand_rows_cpu().
+/// Lists with their row ids, and totals. Same choice as the CPU's select_clusters() and the CPU's expand_rows().
 void select_clusters(const select::SelectParams& params, const SelectScratch& scratch,
                      const PlanShape& shape);
 

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/common/cpu/isa.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "clusterkv/error.hpp"
+
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
+namespace clusterkv {
+namespace {
+
+#ifdef __x86_64__
+bool has_f16c() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && has_f16c();
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512vl") != 0;
+}
+bool has_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0 &&
+         __builtin_cpu_supports("avx512vnni") != 0;
+}
+#else
+bool has_avx2() {
+  return false;
+}
+bool has_avx512() {
+  return false;
+}
+bool has_bf16() {
+  return false;
+}
+#endif
+
+Isa choose() {
+  const char* wanted = std::getenv("CLUSTERKV_CPU");
+  Isa best = Isa::kPortable;
+  std::string offered;
+  for (const Isa isa : kIsas) {
+    if (!is_offered(isa)) continue;
+    if (wanted != nullptr && std::strcmp(wanted, name_of(isa)) == 0) return isa;
+    best = isa;
+    offered += fmt::format("{}{}", offered.empty() ? "" : ", ", name_of(isa));
+  }
+  if (wanted == nullptr || *wanted == '\0') return best;
+  throw BackendUnavailable(fmt::format("CLUSTERKV_CPU={}, expected one of {}", wanted, offered));
+}
+
+}  // namespace
+
+const char* name_of(Isa isa) noexcept {
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return kNames[static_cast<int>(isa)];
+}
+
+bool is_offered(Isa isa) noexcept {
+  switch (isa) {
+    case Isa::kAvx2: return has_avx2();
+    case Isa::kAvx512: return has_avx512();
+    case Isa::kAvx512Bf16: return has_bf16();
+    default: return true;
+  }
+}
+
+Isa cpu_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+}  // namespace clusterkv

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which instruction set the CPU ops use. All of kernels/<stage>/cpu is compiled once for each
+// (docs/decisions/005); a stage's functions for one of them are its CpuOps.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace clusterkv {
+
+enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
+inline constexpr std::array kIsas{Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+
+/// portable, avx2, avx512, avx512bf16
+const char* name_of(Isa isa) noexcept;
+
+/// Whether its ops are compiled in and this CPU can run them.
+bool is_offered(Isa isa) noexcept;
+
+/// The best one offered, or the one that CLUSTERKV_CPU names; decided once.
+/// \throws BackendUnavailable  CLUSTERKV_CPU names none that is offered
+Isa cpu_isa();
+
+/// The ops of a stage for one instruction set; defined in kernels/<stage>/cpu/ops.cpp.
+template <class Ops, Isa kIsa>
+const Ops& ops_of();
+
+/// \pre is_offered(isa)
+template <class Ops>
+const Ops& ops_of(Isa isa) {
+#ifdef __x86_64__
+  switch (isa) {
+    case Isa::kAvx512Bf16: return ops_of<Ops, Isa::kAvx512Bf16>();
+    case Isa::kAvx512: return ops_of<Ops, Isa::kAvx512>();
+    case Isa::kAvx2: return ops_of<Ops, Isa::kAvx2>();
+    default: return ops_of<Ops, Isa::kPortable>();
+  }
+#else
+  static_cast<void>(isa);
+  return ops_of<Ops, Isa::kPortable>();
+#endif
+}
+
+}  // namespace clusterkv
