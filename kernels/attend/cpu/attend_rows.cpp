@@ -19,7 +19,8 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
                  const RowFinder& finder, int piece) {
   const std::int64_t query_row = p.rows[row].query_row;
   const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
-  SoftmaxState<kDType, kHeadDim> state(query, heads, p.softmax_scale * kLog2E);
+  const Queries<kDType, kHeadDim> queries(query, heads);
+  SoftmaxState<kDType, kHeadDim> state(queries, heads, p.softmax_scale * kLog2E);
   const SequenceView& sequence = p.rows[row];
   const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
   const std::int64_t step = rows_per_piece(finder.count());
@@ -35,7 +36,7 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
       const auto seen = num_seen_rows(p, sequence, finder.count(), (first_q_head + g) % group);
       tile.seen[g] = static_cast<int>(std::clamp<std::int64_t>(seen - first, 0, tile.count));
     }
-    state.add(tile);
+    state.add(tile, RowTile{});
   }
   for (int g = 0; g < heads; ++g) {
     p.partials.head(row, first_q_head + g, piece) = {state.m(g), state.l(g), 0.0F, 0};

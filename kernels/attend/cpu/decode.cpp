@@ -38,7 +38,9 @@ class TokenFinder {
 
   [[nodiscard]] std::int64_t count() const { return count_; }
 
+  /// The rows from `first`, as many as there are.
   void fill(std::int64_t first, RowTile& tile) const {
+    tile.count = static_cast<int>(std::clamp<std::int64_t>(count_ - first, 0, kRowTile));
     for (int i = 0; i < tile.count; ++i) {
       const std::int64_t token = token_at(first + i);
       tile.key[i] = find(p_.key, token);
@@ -77,17 +79,21 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
   alignas(64) float query[kMaxPassHeads * kHeadDim];
   for (int g = 0; g < heads; ++g)
     load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
+  const Queries<kDType, kHeadDim> queries(query, heads);
   Total total[kMaxPassHeads];
   const std::int64_t step = rows_per_piece(finder.count());
+  RowTile tiles[2];
+  int now = 0;
+  finder.fill(0, tiles[0]);
   for (std::int64_t piece = 0; piece < finder.count(); piece += step) {
-    SoftmaxState<kDType, kHeadDim> state(query, heads, p.softmax_scale * kLog2E);
+    SoftmaxState<kDType, kHeadDim> state(queries, heads, p.softmax_scale * kLog2E);
     const std::int64_t last = std::min(finder.count(), piece + step);
     for (std::int64_t first = piece; first < last; first += kRowTile) {
-      RowTile tile;
-      tile.count = static_cast<int>(std::min<std::int64_t>(kRowTile, last - first));
+      RowTile& tile = tiles[now];
+      RowTile& next = tiles[now ^= 1];
+      finder.fill(first + kRowTile, next);
       std::fill_n(tile.seen, heads, tile.count);
-      finder.fill(first, tile);
-      state.add(tile);
+      state.add(tile, next);
     }
     for (int g = 0; g < heads; ++g) {
       add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), state.o(g), kHeadDim);

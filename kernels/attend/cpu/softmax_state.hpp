@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "kernels/attend/rules.hpp"
+#include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 
@@ -21,8 +22,8 @@ struct RowTile {
 };
 
 /// Adds state (m2, l2, o2) to (m, l, o). States with l = 0 are empty.
-inline void add_state(float& m, float& l, float* o, float m2, float l2, const float* o2,
-                      int head_dim) {
+CLUSTERKV_SIMD void add_state(float& m, float& l, float* o, float m2, float l2, const float* o2,
+                              int head_dim) {
   if (!(l2 > 0.0F)) return;
   if (!(l > 0.0F)) {
     m = m2;
@@ -38,29 +39,57 @@ inline void add_state(float& m, float& l, float* o, float m2, float l2, const fl
   for (int d = 0; d < head_dim; ++d) o[d] = o[d] * a + o2[d] * b;
 }
 
+/// The queries of a pass, in the forms that products with keys take.
+template <DType kDType, int kHeadDim>
+struct Queries {
+  /// bf16 keys are multiplied as they lie, by queries split into two bf16 planes, q = high + low up to
+  /// 2^-17: one instruction a plane instead of a conversion and two fused multiply-adds. Engines give
+  /// queries in bf16, and then the low plane is zero and left out.
+  static constexpr bool kPaired =
+      simd::kHasPairDot && kDType == DType::kBF16 && kHeadDim % simd::kLanes == 0;
+  static constexpr int kPlaneDim = (kHeadDim + 31) / 32 * 32;
+
+  Queries(const float* query, int heads) : exact(query) {
+    if constexpr (kPaired) {
+      for (int g = 0; g < heads; ++g) split(query + g * kHeadDim, high[g], low[g]);
+    }
+  }
+
+  void split(const float* query, std::uint16_t* to_high, std::uint16_t* to_low) {
+    float rest[kHeadDim];
+    for (int d = 0; d < kHeadDim; ++d) to_high[d] = float_to_bf16(query[d]);
+    for (int d = 0; d < kHeadDim; ++d) rest[d] = query[d] - bf16_to_float(to_high[d]);
+    for (int d = 0; d < kHeadDim; ++d) to_low[d] = float_to_bf16(rest[d]);
+    for (int d = 0; d < kHeadDim; ++d) has_low = has_low || rest[d] != 0.0F;
+  }
+
+  const float* exact;  ///< [heads, kHeadDim]
+  bool has_low = false;
+  alignas(64) std::uint16_t high[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
+  alignas(64) std::uint16_t low[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
+};
+
 /// m in units of log2; l = sum of 2^(x - m); o = sum of 2^(x - m) v.
 template <DType kDType, int kHeadDim>
 class SoftmaxState {
  public:
-  /// `query` [heads, kHeadDim]; logits are `scale` times dot products, in units of log2.
-  SoftmaxState(const float* query, int heads, float scale)
+  /// Logits are `scale` times dot products, in units of log2.
+  SoftmaxState(const Queries<kDType, kHeadDim>& query, int heads, float scale)
       : query_(query), heads_(heads), scale_(scale) {
     std::fill(std::begin(m_), std::end(m_), kMinusInfinity);
     std::fill(std::begin(l_), std::end(l_), 0.0F);
     for (int g = 0; g < heads; ++g) std::fill(o_[g], o_[g] + kHeadDim, 0.0F);
   }
 
-  void add(const RowTile& tile) {
-    score(tile);
-    for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
-    for (int i = 0; i < tile.count; ++i) {
-      alignas(64) float value[kHeadDim];
-      load_elements<kDType>(tile.value[i], kHeadDim, value);
-      for (int g = 0; g < heads_; ++g) {
-        const float p = x_[g][i];
-        for (int d = 0; d < kHeadDim; ++d) o_[g][d] += p * value[d];
-      }
-    }
+  /// While `tile` is added its values come into the cache, and then the keys of `next`.
+  void add(RowTile& tile, const RowTile& next) {
+    for (int i = tile.count; i % kRows != 0; ++i) tile.key[i] = tile.key[tile.count - 1];
+    query_.has_low ? score<2>(tile) : score<1>(tile);
+    int g = 0;
+    for (; g < heads_; ++g) rescale(g, tile.seen[g]);
+    for (g = 0; g + 4 <= heads_; g += 4) add_values<4>(tile, next, g);
+    for (; g + 2 <= heads_; g += 2) add_values<2>(tile, next, g);
+    for (; g < heads_; ++g) add_values<1>(tile, next, g);
   }
 
   [[nodiscard]] float m(int g) const { return m_[g]; }
@@ -68,36 +97,180 @@ class SoftmaxState {
   [[nodiscard]] const float* o(int g) const { return o_[g]; }
 
  private:
+  static constexpr std::size_t kBytes = kHeadDim * size_of(kDType);
+  static constexpr int kLineBytes = 64;
+  /// Rows and heads whose products are formed at once.
+  static constexpr int kRows = 4;
+  static constexpr int kHeads = simd::kAccumulators / kRows;
+  /// Whether keys are widened before, because one pass over them does not serve a whole group.
+  static constexpr bool kWidens = kHeads == 1 && kDType != DType::kF32;
+
+  template <int kPlanes>
   void score(const RowTile& tile) {
-    for (int i = 0; i < tile.count; ++i) {
-      alignas(64) float key[kHeadDim];
-      load_elements<kDType>(tile.key[i], kHeadDim, key);
-      for (int g = 0; g < heads_; ++g) {
-        x_[g][i] = dot_fixed<kHeadDim>(query_ + g * kHeadDim, key) * scale_;
+    for (int i = 0; i < tile.count; i += kRows) {
+      for (int r = i; r < i + kRows && r < tile.count; ++r) prefetch_row(tile.value[r]);
+      if constexpr (kWidens) {
+        alignas(64) float wide[kRows][kHeadDim];
+        const std::byte* key[kRows];
+        for (int r = 0; r < kRows; ++r) {
+          for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+            simd::store(simd::load_row<kDType>(tile.key[i + r] + d * size_of(kDType)), wide[r] + d);
+          }
+          key[r] = reinterpret_cast<const std::byte*>(wide[r]);
+        }
+        score_rows<kPlanes, DType::kF32>(key, i);
+      } else {
+        score_rows<kPlanes, kDType>(tile.key + i, i);
+      }
+    }
+  }
+
+  template <int kPlanes, DType kKey>
+  CLUSTERKV_SIMD void score_rows(const std::byte* const* key, int row) {
+    int g = 0;
+    for (; g + kHeads <= heads_; g += kHeads) score_heads<kPlanes, kKey, kHeads>(key, g, row);
+    for (; g < heads_; ++g) score_heads<kPlanes, kKey, 1>(key, g, row);
+  }
+
+  template <int kPlanes, DType kKey, int kGroup>
+  CLUSTERKV_SIMD void score_heads(const std::byte* const* key, int first_head, int row) {
+    simd::Floats sum[kGroup][kRows];
+    for (auto& head : sum) {
+      for (simd::Floats& lanes : head) lanes = simd::broadcast(0.0F);
+    }
+    if constexpr (Queries<kDType, kHeadDim>::kPaired) {
+      multiply_pairs<kPlanes>(key, first_head, sum);
+    } else {
+      multiply<kKey>(key, first_head, sum);
+    }
+    write_scores(sum, first_head, row);
+  }
+
+  template <DType kKey, int kGroup, int kGroupRows>
+  CLUSTERKV_SIMD void multiply(const std::byte* const* key, int first_head,
+                               simd::Floats (&sum)[kGroup][kGroupRows]) const {
+    for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+      simd::Floats wide[kGroupRows];
+      for (int r = 0; r < kGroupRows; ++r) {
+        wide[r] = simd::load_row<kKey>(key[r] + d * size_of(kKey));
+      }
+      for (int g = 0; g < kGroup; ++g) {
+        const simd::Floats q = simd::load(query_.exact + (first_head + g) * kHeadDim + d);
+        for (int r = 0; r < kGroupRows; ++r) sum[g][r] = simd::fma(wide[r], q, sum[g][r]);
+      }
+    }
+  }
+
+  template <int kPlanes, int kGroup, int kGroupRows>
+  CLUSTERKV_SIMD void multiply_pairs(const std::byte* const* key, int first_head,
+                                     simd::Floats (&sum)[kGroup][kGroupRows]) const {
+    for (int d = 0; d < kHeadDim; d += simd::kPairLanes) {
+      const bool whole = d + simd::kPairLanes <= kHeadDim;
+      simd::Pairs pairs[kGroupRows];
+      for (int r = 0; r < kGroupRows; ++r) {
+        pairs[r] = whole ? simd::load_pairs(key[r] + 2 * d) : simd::load_half_pairs(key[r] + 2 * d);
+      }
+      for (int g = 0; g < kGroup; ++g) {
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const auto& from = plane == 0 ? query_.high : query_.low;
+          const simd::Pairs q =
+              simd::load_pairs(reinterpret_cast<const std::byte*>(from[first_head + g] + d));
+          for (int r = 0; r < kGroupRows; ++r) sum[g][r] = simd::dot_pairs(sum[g][r], pairs[r], q);
+        }
+      }
+    }
+  }
+
+  template <int kGroup, int kGroupRows>
+  CLUSTERKV_SIMD void write_scores(const simd::Floats (&sum)[kGroup][kGroupRows], int first_head,
+                                   int row) {
+    simd::Quad dots[kGroup][kGroupRows / 4];
+    simd::tree_sums(sum, dots);
+    for (int g = 0; g < kGroup; ++g) {
+      for (int r = 0; r < kGroupRows; r += 4) {
+        const simd::Quad scaled = dots[g][r / 4] * scale_;
+        std::memcpy(x_[first_head + g] + row + r, &scaled, sizeof scaled);
       }
     }
   }
 
   /// Logits of head g become weights; what was summed before moves to the new maximum.
   void rescale(int g, int count) {
-    float max = m_[g];
-    for (int i = 0; i < count; ++i) max = x_[g][i] > max ? x_[g][i] : max;
+    std::fill(x_[g] + count, x_[g] + kRowTile, kMinusInfinity);
+    simd::Floats largest = simd::broadcast(m_[g]);
+    for (int i = 0; i < kRowTile; i += simd::kLanes) {
+      largest = simd::max(simd::load(x_[g] + i), largest);
+    }
+    const float max = simd::max(largest);
     if (max > m_[g] && l_[g] > 0.0F) {
       const float factor = exp2_fixed(m_[g] - max);
       l_[g] *= factor;
       for (int d = 0; d < kHeadDim; ++d) o_[g][d] *= factor;
     }
     m_[g] = max;
-    float sum[kSumLanes] = {};
-    for (int i = count; i < kRowTile; ++i) x_[g][i] = kMinusInfinity;
-    for (int i = 0; i < kRowTile; ++i) x_[g][i] = exp2_fixed(x_[g][i] - max);
-    for (int i = 0; i < kRowTile; i += kSumLanes) {
-      for (int j = 0; j < kSumLanes; ++j) sum[j] += x_[g][i + j];
+    simd::Floats sum = simd::broadcast(0.0F);
+    for (int i = 0; i < kRowTile; i += simd::kLanes) {
+      const simd::Floats p = simd::exp2(simd::load(x_[g] + i) - simd::broadcast(max));
+      simd::store(p, x_[g] + i);
+      sum = sum + p;
     }
-    l_[g] += tree_sum<kSumLanes>(sum);
+    const simd::Quad quad = simd::fold(sum);
+    l_[g] += simd::finish(quad, quad, quad, quad)[0];
   }
 
-  const float* query_;
+  template <int kGroup>
+  void add_values(const RowTile& tile, const RowTile& next, int first_head) {
+    constexpr int kAll = kHeadDim / simd::kLanes;
+    constexpr int kMost = std::max(simd::kAccumulators / kGroup, 1);
+    constexpr int kChunks = kMost < kAll ? kMost : kAll;
+    for (int c = 0; c + kChunks <= kAll; c += kChunks) {
+      add_chunks<kGroup, kChunks>(tile, next, first_head, c * simd::kLanes);
+    }
+    if constexpr (kAll % kChunks != 0) {
+      add_chunks<kGroup, kAll % kChunks>(tile, next, first_head,
+                                         kAll / kChunks * kChunks * simd::kLanes);
+    }
+  }
+
+  /// Elements [first, first + 16 kChunks) of the values, for kGroup heads.
+  template <int kGroup, int kChunks>
+  void add_chunks(const RowTile& tile, const RowTile& next, int first_head, int first) {
+    const std::size_t bytes = static_cast<std::size_t>(first) * size_of(kDType);
+    constexpr std::size_t kChunkBytes = kChunks * simd::kLanes * size_of(kDType);
+    simd::Floats sum[kGroup][kChunks];
+    for (int g = 0; g < kGroup; ++g) {
+      for (int c = 0; c < kChunks; ++c) {
+        sum[g][c] = simd::load(o_[first_head + g] + first + c * simd::kLanes);
+      }
+    }
+    for (int i = 0; i < tile.count; ++i) {
+      if (first_head == 0 && i < next.count) {
+        for (std::size_t at = 0; at < kChunkBytes; at += kLineBytes) {
+          simd::prefetch(next.key[i] + bytes + at);
+        }
+      }
+      const std::byte* value = tile.value[i] + bytes;
+      simd::Floats wide[kChunks];
+      for (int c = 0; c < kChunks; ++c) {
+        wide[c] = simd::load_row<kDType>(value + c * simd::kLanes * size_of(kDType));
+      }
+      for (int g = 0; g < kGroup; ++g) {
+        const simd::Floats p = simd::broadcast(x_[first_head + g][i]);
+        for (int c = 0; c < kChunks; ++c) sum[g][c] = simd::fma(p, wide[c], sum[g][c]);
+      }
+    }
+    for (int g = 0; g < kGroup; ++g) {
+      for (int c = 0; c < kChunks; ++c) {
+        simd::store(sum[g][c], o_[first_head + g] + first + c * simd::kLanes);
+      }
+    }
+  }
+
+  static void prefetch_row(const std::byte* row) {
+    for (std::size_t at = 0; at < kBytes; at += kLineBytes) simd::prefetch(row + at);
+  }
+
+  const Queries<kDType, kHeadDim>& query_;
   int heads_;
   float scale_;
   float m_[kMaxPassHeads];

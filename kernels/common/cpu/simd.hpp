@@ -5,9 +5,11 @@
 // same bits, except where `fma` stands: it rounds once where there is an instruction for it.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/numeric.hpp"
@@ -39,7 +41,7 @@ inline constexpr int kPartLanes = 4;
 inline constexpr int kLanes = kSumLanes;
 inline constexpr int kParts = kLanes / kPartLanes;
 
-/// Sums that stay in registers in an inner loop beside what is added to them.
+/// Vectors that stay in registers in an inner loop beside what is added to them.
 inline constexpr int kAccumulators = kPartLanes == 16 ? 16 : 4;
 
 template <class T, int kCount>
@@ -58,18 +60,29 @@ struct Ints {
 
 CLUSTERKV_SIMD Floats broadcast(float x) {
   Floats v;
-  for (Part& part : v.part) part = Part{} + x;
+  for (Part& part : v.part) {
+#if defined(__AVX512F__)
+    part = _mm512_set1_ps(x);
+#elif defined(__AVX2__)
+    part = _mm256_set1_ps(x);
+#else
+    part = Part{x, x, x, x};
+#endif
+  }
   return v;
 }
 
-CLUSTERKV_SIMD Floats load(const float* from) {
+// Part by part: as a whole they would go through memory.
+CLUSTERKV_SIMD Floats load(const void* from) {
   Floats v;
-  std::memcpy(&v, from, sizeof v);
+  for (int i = 0; i < kParts; ++i) {
+    std::memcpy(&v.part[i], static_cast<const std::byte*>(from) + i * sizeof(Part), sizeof(Part));
+  }
   return v;
 }
 
 CLUSTERKV_SIMD void store(const Floats& v, float* to) {
-  std::memcpy(to, &v, sizeof v);
+  for (int i = 0; i < kParts; ++i) std::memcpy(to + i * kPartLanes, &v.part[i], sizeof(Part));
 }
 
 CLUSTERKV_SIMD Floats operator+(const Floats& a, const Floats& b) {
@@ -82,6 +95,37 @@ CLUSTERKV_SIMD Floats operator*(const Floats& a, const Floats& b) {
   Floats product;
   for (int i = 0; i < kParts; ++i) product.part[i] = a.part[i] * b.part[i];
   return product;
+}
+
+CLUSTERKV_SIMD Floats operator-(const Floats& a, const Floats& b) {
+  Floats difference;
+  for (int i = 0; i < kParts; ++i) difference.part[i] = a.part[i] - b.part[i];
+  return difference;
+}
+
+/// The larger; b if a is NaN.
+CLUSTERKV_SIMD Floats max(const Floats& a, const Floats& b) {
+  Floats larger;
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)
+    larger.part[i] = _mm512_max_ps(a.part[i], b.part[i]);
+#elif defined(__AVX2__)
+    larger.part[i] = _mm256_max_ps(a.part[i], b.part[i]);
+#else
+    larger.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
+#endif
+  }
+  return larger;
+}
+
+/// The largest lane.
+CLUSTERKV_SIMD float max(const Floats& v) {
+  float lane[kLanes];
+  store(v, lane);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  }
+  return lane[0];
 }
 
 /// a * b + c, rounded once except on the portable path.
@@ -100,9 +144,7 @@ CLUSTERKV_SIMD Floats fma(const Floats& a, const Floats& b, const Floats& c) {
 template <DType kDType>
 CLUSTERKV_SIMD Floats load_row(const std::byte* from) {
   if constexpr (kDType == DType::kF32) {
-    Floats v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
+    return load(from);
 #if defined(__AVX512F__)
   } else if constexpr (kDType == DType::kBF16) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
@@ -156,6 +198,18 @@ CLUSTERKV_SIMD IntQuad fold(const Ints& v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+/// a + b, of floats or of integers in float registers.
+template <class V>
+CLUSTERKV_SIMD __m512 sum_of(__m512 a, __m512 b) {
+  if constexpr (std::is_same_v<V, Floats>) {
+    return a + b;
+  } else {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
+}
+#endif
+
 /// Four folded sums finished: lane i is the tree_sum() of what was folded to v[i].
 template <class Q>
 CLUSTERKV_SIMD Q finish(const Q& a, const Q& b, const Q& c, const Q& d) {
@@ -166,11 +220,57 @@ CLUSTERKV_SIMD Q finish(const Q& a, const Q& b, const Q& c, const Q& d) {
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
+/// The tree_sum() of each v[i][j], in result[i][j].
+template <class V, class Q, int kRows, int kColumns>
+CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][kColumns / 4]) {
+  static_assert(kColumns % 4 == 0);
+#if defined(__AVX512F__)
+  if constexpr (kRows == 4 && kColumns == 4) {
+    // The same additions on whole registers. In each step two registers become one with a half, then a
+    // quarter, ... of the partial sums of both.
+    __m512 whole[8];
+    for (int j = 0; j < 4; ++j) {
+      for (int i = 0; i < 4; i += 2) {
+        const auto a = std::bit_cast<__m512>(v[i][j].part[0]);
+        const auto b = std::bit_cast<__m512>(v[i + 1][j].part[0]);
+        whole[2 * j + i / 2] =
+            sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+      }
+    }
+    __m512 column[4];
+    for (int j = 0; j < 4; ++j) {
+      const __m512 a = whole[2 * j];
+      const __m512 b = whole[2 * j + 1];
+      column[j] = sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    __m512 pair[2];
+    for (int j = 0; j < 2; ++j) {
+      const __m512 a = column[2 * j];
+      const __m512 b = column[2 * j + 1];
+      pair[j] = sum_of<V>(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    const __m512 all = sum_of<V>(_mm512_shuffle_ps(pair[0], pair[1], 0x88),
+                                 _mm512_shuffle_ps(pair[0], pair[1], 0xdd));
+    result[0][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 0));
+    result[1][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 1));
+    result[2][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 2));
+    result[3][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 3));
+    return;
+  }
+#endif
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; j += 4) {
+      result[i][j / 4] =
+          finish(fold(v[i][j]), fold(v[i][j + 1]), fold(v[i][j + 2]), fold(v[i][j + 3]));
+    }
+  }
+}
+
 // ------------------------------------------------------------------------- products of bf16 rows
-#if defined(__AVX512BF16__)
-inline constexpr bool kHasPairDot = true;
 inline constexpr int kPairLanes = 32;
 
+#if defined(__AVX512BF16__)
+inline constexpr bool kHasPairDot = true;
 using Pairs = __m512bh;
 
 /// 32 elements of a bf16 row, or the last 16 of one and zeros.
@@ -185,11 +285,38 @@ CLUSTERKV_SIMD Floats dot_pairs(const Floats& sum, Pairs a, Pairs b) {
   return {_mm512_dpbf16_ps(sum.part[0], a, b)};
 }
 #else
+// Not defined: nothing may use them.
 inline constexpr bool kHasPairDot = false;
+struct Pairs {};
+Pairs load_pairs(const std::byte* from);
+Pairs load_half_pairs(const std::byte* from);
+Floats dot_pairs(const Floats& sum, Pairs a, Pairs b);
 #endif
 
+/// 2^x for x <= 127, relative error < 3e-7; 0 at or below -126. exp2_fixed() with `fma`.
+CLUSTERKV_SIMD Floats exp2(const Floats& x) {
+  const Floats clamped = max(x, broadcast(-126.0F));
+  const Floats round = broadcast(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats shifted = clamped + round;
+  const Floats f = clamped - (shifted - round);
+  Floats p = broadcast(1.5252734e-5F);
+  for (const float next : {1.5403530e-4F, 1.3333558e-3F, 9.6181291e-3F, 5.5504109e-2F,
+                           2.4022651e-1F, 6.9314718e-1F, 1.0F}) {
+    p = fma(p, f, broadcast(next));
+  }
+  for (int i = 0; i < kParts; ++i) {
+    const IntPart exponent = (std::bit_cast<IntPart>(shifted.part[i]) + 127) << 23;
+    const IntPart live = x.part[i] > -126.0F;
+    p.part[i] = std::bit_cast<Part>(
+        std::bit_cast<IntPart>(p.part[i] * std::bit_cast<Part>(exponent)) & live);
+  }
+  return p;
+}
+
+/// Into the L2 cache. Into L1 the same reads take twice as long: there are fewer buffers for its misses
+/// (docs/performance.md).
 CLUSTERKV_SIMD void prefetch(const std::byte* line) {
-  __builtin_prefetch(line, 0, 3);
+  __builtin_prefetch(line, 0, 2);
 }
 
 }  // namespace CLUSTERKV_ISA
