@@ -10,7 +10,7 @@ set(avx512_flags
   ${avx2_flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   # GCC 12 finds its own _mm512_undefined_ps() uninitialised (GCC bug 105593).
-  list(APPEND avx512_flags -Wno-maybe-uninitialized)
+  list(APPEND avx512_flags -Wno-maybe-uninitialized -Wno-uninitialized)
 endif()
 set(avx512bf16_flags ${avx512_flags} -mavx512bf16 -mavx512vnni)
 

@@ -90,7 +90,7 @@ void LayerStep::score() {
 void LayerStep::choose() {
   const SelectionLists& lists = plan_.scratch.lists;
   if (!dense_) {
-    select::choose(select_params(), num_rows_, plan_.scratch.keys, executor_);
+    select::choose(select_params(), num_rows_, plan_.scratch.select, executor_);
     select::expand(select_params(), num_rows_, executor_);
     return;
   }

@@ -32,7 +32,9 @@ Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimit
   s.e = carver.take<float>(clusters * q_heads);
   s.z = per_query_head ? carver.take<float>(clusters * q_heads) : nullptr;
   s.block_sums = carver.take<BlockSums>(blocks * q_heads);
-  s.keys = carver.take<std::uint32_t>(clusters * heads);
+  s.select.keys = carver.take<std::uint32_t>(clusters * heads);
+  s.select.ids = carver.take<std::int32_t>(clusters * heads);
+  s.select.sizes = carver.take<std::int32_t>(clusters * heads);
   s.partials.heads = carver.take<attend::PartialHead>(pieces);
   s.partials.outputs = carver.take<float>(pieces * head_dim);
   s.partials.num_q_heads = m.num_q_heads;

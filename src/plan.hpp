@@ -11,6 +11,7 @@
 #include "kernels/attend/attend.hpp"
 #include "kernels/common/carve.hpp"
 #include "kernels/common/views.hpp"
+#include "kernels/select/select.hpp"
 #include "src/recall/slot_pool.hpp"
 #include "src/runtime/capacity.hpp"
 #include "src/sequence.hpp"
@@ -19,13 +20,13 @@ namespace clusterkv {
 
 /// Arrays in the caller's workspace. R = max_rows, S = selection_heads, C = list capacity.
 struct Scratch {
-  float* query;           ///< [R, q_head, head_dim]
-  SelectionLists lists;   ///< arrays [R, S] and [R, S, C]
-  HeadTotals* totals;     ///< [R, q_head]
-  float* e;               ///< [clusters of all rows, q_head]
-  float* z;               ///< as e; null unless per query head
-  BlockSums* block_sums;  ///< [blocks of all rows, q_head]
-  std::uint32_t* keys;    ///< [clusters of all rows, S]
+  float* query;                  ///< [R, q_head, head_dim]
+  SelectionLists lists;          ///< arrays [R, S] and [R, S, C]
+  HeadTotals* totals;            ///< [R, q_head]
+  float* e;                      ///< [blocks of all rows, q_head, kBlockClusters]
+  float* z;                      ///< as e; null unless per query head
+  BlockSums* block_sums;         ///< [blocks of all rows, q_head]
+  select::SelectScratch select;  ///< arrays [clusters of all rows, S]
   attend::Partials partials;
   float* tail_mass;                  ///< [R, q_head]
   std::int64_t* kept;                ///< [R, S]

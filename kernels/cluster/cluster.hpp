@@ -32,7 +32,7 @@ struct AssignParams {
   const float* bias;       ///< [ceil(C / kPanel) * kPanel]; +inf for padding
   std::int32_t* labels;    ///< [num_tokens]
 };
-inline constexpr int kPanel = 8;
+inline constexpr int kPanel = 16;
 
 /// Centroids as assign reads them: normalised for the cosine, with bias |c|^2 / 2 for L2.
 struct PackParams {

@@ -20,6 +20,21 @@ inline constexpr float kLog2E = 1.4426950408889634F;
 inline constexpr float kLn2 = 0.6931471805599453F;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
+/// ln2^k / k!, k = 7 .. 0
+inline constexpr int kExp2Terms = 8;
+CLUSTERKV_HD constexpr float exp2_term(int i) {
+  constexpr float kTerms[kExp2Terms] = {1.5252734e-5F, 1.5403530e-4F, 1.3333558e-3F, 9.6181291e-3F,
+                                        5.5504109e-2F, 2.4022651e-1F, 6.9314718e-1F, 1.0F};
+  return kTerms[i];
+}
+/// 2 / (k ln2), k = 9, 7, 5, 3, 1
+inline constexpr int kLog2Terms = 5;
+CLUSTERKV_HD constexpr float log2_term(int i) {
+  constexpr float kTerms[kLog2Terms] = {0.32059890F, 0.41219858F, 0.57707802F, 0.96179669F,
+                                        2.8853900F};
+  return kTerms[i];
+}
+
 /// 2^x, relative error < 2e-7. At or below -126, and for NaN: 0. Above 127: 2^127.
 CLUSTERKV_HD inline float exp2_fixed(float x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
@@ -27,14 +42,8 @@ CLUSTERKV_HD inline float exp2_fixed(float x) {
   const float clamped = low < 127.0F ? low : 127.0F;
   const float shifted = clamped + kRound;
   const float f = clamped - (shifted - kRound);  // [-0.5, 0.5]
-  float p = 1.5252734e-5F;                       // ln2^k / k!, k = 7 .. 0
-  p = p * f + 1.5403530e-4F;
-  p = p * f + 1.3333558e-3F;
-  p = p * f + 9.6181291e-3F;
-  p = p * f + 5.5504109e-2F;
-  p = p * f + 2.4022651e-1F;
-  p = p * f + 6.9314718e-1F;
-  p = p * f + 1.0F;
+  float p = exp2_term(0);
+  for (int i = 1; i < kExp2Terms; ++i) p = p * f + exp2_term(i);
   const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) + 127U) << 23;
   return x > -126.0F ? p * std::bit_cast<float>(exponent) : 0.0F;
 }
@@ -48,11 +57,8 @@ CLUSTERKV_HD inline float log2_1p_fixed(float w) {
   const float m = std::bit_cast<float>(bits - (n << 23));
   const float s = (m - 1.0F) / (m + 1.0F);
   const float s2 = s * s;
-  float p = 0.32059890F;  // 2 / (k ln2), k = 9, 7, 5, 3, 1
-  p = p * s2 + 0.41219858F;
-  p = p * s2 + 0.57707802F;
-  p = p * s2 + 0.96179669F;
-  p = p * s2 + 2.8853900F;
+  float p = log2_term(0);
+  for (int i = 1; i < kLog2Terms; ++i) p = p * s2 + log2_term(i);
   return p * s + static_cast<float>(static_cast<std::int32_t>(n));
 }
 

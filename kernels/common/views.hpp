@@ -137,8 +137,8 @@ struct BlockSums {
 
 /// Scores of one plan row, for one layer. G = SequenceView::group().
 struct RowScores {
-  float* e;           ///< [kv_head, cluster id, G], 2^(t - m of its block)
-  float* z;           ///< [kv_head, cluster id, G] in units of log2; null unless per query head
+  float* e;           ///< [kv_head, block, G, kBlockClusters], 2^(t - m of its block)
+  float* z;           ///< as e, in units of log2; null unless per query head
   BlockSums* blocks;  ///< [kv_head, block, G]
 };
 

@@ -54,10 +54,11 @@ struct SelectParams {
   int query_tokens = 1;  ///< of a row, at most
 };
 
-/// Scratch of one call: keys [num_blocks * kBlockClusters] and a histogram.
+/// Scratch of one call, [num_blocks * kBlockClusters] each.
 struct SelectScratch {
   std::uint32_t* keys;
-  std::int32_t* histogram;  ///< [kPassBins]
+  std::int32_t* ids;
+  std::int32_t* sizes;
 };
 
 // ------------------------------------------------------------------------------------- on the CPU
@@ -66,7 +67,7 @@ struct CpuOps {
   /// Cost: reads (head_dim + 16) bytes a cluster with int8; head_dim * G multiply-adds each.
   void (*score_clusters)(const ScoreParams& params, const ScoreItem& item);
   /// One plan row and selection head.
-  /// Cost: one pass over the scores, one over the keys; no sort.
+  /// Cost: one pass over the scores, one over the votes; no sort.
   void (*select_clusters)(const SelectParams& params, int row, int head,
                           const SelectScratch& scratch);
   /// Fills a list's row_ids from its clusters and counts. One plan row and selection head.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "kernels/select/rules.hpp"
 #include "src/runtime/parallel.hpp"
 
 namespace clusterkv::select {
@@ -30,16 +29,17 @@ void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, E
   });
 }
 
-void choose(const SelectParams& params, int num_rows, std::uint32_t* keys, Executor& executor) {
+void choose(const SelectParams& params, int num_rows, const SelectScratch& scratch,
+            Executor& executor) {
   const int heads = params.lists.selection_heads;
   runtime::parallel_for(executor, num_rows * heads, [&](int list) {
     const int row = list / heads;
     std::int64_t first = 0;  // clusters of the rows before
     for (int i = 0; i < row; ++i) first += params.rows[i].num_blocks;
     const std::int64_t clusters = params.rows[row].num_blocks;
-    const std::int64_t at = first * heads + clusters * (list % heads);
-    std::int32_t histogram[kPassBins];
-    cpu().select_clusters(params, row, list % heads, {keys + at * kBlockClusters, histogram});
+    const std::int64_t at = (first * heads + clusters * (list % heads)) * kBlockClusters;
+    cpu().select_clusters(params, row, list % heads,
+                          {scratch.keys + at, scratch.ids + at, scratch.sizes + at});
   });
 }
 

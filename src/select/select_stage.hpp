@@ -11,8 +11,9 @@ namespace clusterkv::select {
 /// Scores of all rows. `item_starts` is scratch [num_rows * num_kv_heads + 1].
 void score(const ScoreParams& params, int num_rows, std::int32_t* item_starts, Executor& executor);
 
-/// Choice of all rows. `keys` is scratch [clusters of all rows, selection_heads].
-void choose(const SelectParams& params, int num_rows, std::uint32_t* keys, Executor& executor);
+/// Choice of all rows. `scratch` has arrays [clusters of all rows, selection_heads].
+void choose(const SelectParams& params, int num_rows, const SelectScratch& scratch,
+            Executor& executor);
 
 /// Store rows of all lists.
 void expand(const SelectParams& params, int num_rows, Executor& executor);

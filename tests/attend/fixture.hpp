@@ -350,8 +350,11 @@ class Attention {
     for (const auto& c : clusters_of(q_head)) {
       const int block = c.id / kBlockClusters;
       const double e = std::exp2(t[c.id] - max[block]);
-      e_[at(kv_head, scene.num_clusters(), c.id, q_head)] = static_cast<float>(e);
-      BlockSums& sums = sums_[at(kv_head, static_cast<int>(scene.blocks.size()), block, q_head)];
+      const std::size_t at_block =
+          at(kv_head, static_cast<int>(scene.blocks.size()), block, q_head);
+      e_[at_block * kBlockClusters + static_cast<std::size_t>(c.id % kBlockClusters)] =
+          static_cast<float>(e);
+      BlockSums& sums = sums_[at_block];
       sums.max = static_cast<float>(max[block]);
       sums.sum += static_cast<float>(e);
       sums.mass_sum += static_cast<float>(c.size * e);

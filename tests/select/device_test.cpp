@@ -162,10 +162,11 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
                  num_kv_heads,
                  grouping};
   std::vector<std::uint32_t> keys(static_cast<std::size_t>(views[1].num_blocks) * kBlockClusters);
-  std::vector<std::int32_t> histogram(kPassBins);
+  std::vector<std::int32_t> ids(keys.size());
+  std::vector<std::int32_t> sizes(keys.size());
   for (int row = 0; row < 2; ++row) {
     for (int head = 0; head < cpu.view.selection_heads; ++head) {
-      select::cpu().select_clusters(p, row, head, {keys.data(), histogram.data()});
+      select::cpu().select_clusters(p, row, head, {keys.data(), ids.data(), sizes.data()});
       const int kv_head = head / (cpu.view.selection_heads / num_kv_heads);
       select::cpu().expand_rows(views[row], p.index, kv_head, cpu.view, row, head);
     }

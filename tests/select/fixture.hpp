@@ -87,16 +87,16 @@ class Planted {
     reset_lists(grouping);
     const SequenceView views[2] = {{}, view(budget, everything)};
     const RowScores rows[2] = {{}, scores()};
-    const auto keys = blocks_.size() * kBlockClusters;
-    testing::Guarded<std::uint32_t> scratch(keys);
-    testing::Guarded<std::int32_t> histogram(kPassBins);
+    testing::Guarded<std::uint32_t> keys(blocks_.size() * kBlockClusters);
+    testing::Guarded<std::int32_t> ids(keys.size());
+    testing::Guarded<std::int32_t> sizes(keys.size());
     const SelectionLists to = lists(grouping);
     ops_of(Backend::kCpu)
         .select_clusters(
             {views, index_.view(), rows, to, totals_.data(), num_q_heads() / query_tokens,
              plant_.num_kv_heads, grouping, query_tokens},
-            kRow, head, {scratch.data(), histogram.data()});
-    EXPECT_TRUE(scratch.guards_intact() && histogram.guards_intact());
+            kRow, head, {keys.data(), ids.data(), sizes.data()});
+    EXPECT_TRUE(keys.guards_intact() && ids.guards_intact() && sizes.guards_intact());
     const List list = read_list(to, head);
     const int kv_head = grouping == HeadGrouping::kShared ? head : head / group();
     check_list(list, kv_head, everything ? total_rows() : std::min(budget, total_rows()));
@@ -124,8 +124,8 @@ class Planted {
   RowScores scores() { return {e.data(), z.data(), sums.data()}; }
   /// Of e and z.
   [[nodiscard]] std::size_t at(int q_head, std::size_t cluster) const {
-    const int id = q_head / group() * num_ids() + ids_[cluster];
-    return static_cast<std::size_t>(id * group() + q_head % group());
+    return sums_at(q_head, ids_[cluster] / kBlockClusters) * kBlockClusters +
+           static_cast<std::size_t>(ids_[cluster] % kBlockClusters);
   }
   [[nodiscard]] std::size_t sums_at(int q_head, int block) const {
     const int plane = q_head / group() * static_cast<int>(blocks_.size());

@@ -131,7 +131,10 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
   const Vec query = scene.shape.index_dtype == IndexDType::kInt8
                         ? reference::quantised_query(scene.query_of(q_head))
                         : scene.query_of(q_head);
-  const auto plane = static_cast<std::size_t>(kv_head * scene.num_clusters());
+  const auto plane = static_cast<std::size_t>(kv_head) * scene.blocks.size();
+  const auto at_cluster = [&](std::size_t id) {
+    return ((plane + id / kBlockClusters) * g + member) * kBlockClusters + id % kBlockClusters;
+  };
   std::vector<std::vector<Expected>> blocks(scene.blocks.size());
   std::vector<bool> has_rows(static_cast<std::size_t>(scene.num_clusters()));
   for (const Scene::Cluster& c : scene.clusters[static_cast<std::size_t>(kv_head)]) {
@@ -151,7 +154,7 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
     for (std::size_t d = 0; d < query.size(); ++d) size += std::abs(query[d] * centroid[d]);
     // 21 roundings of half an ulp in a dot of 256 products; the polynomial of the logarithm.
     const double tolerance = 21 * 0x1p-24 * double{scale} * reference::kLog2E * size + 2e-6;
-    blocks[id / kBlockClusters].push_back({(plane + id) * g + member, s.z, s.t, tolerance, c.size});
+    blocks[id / kBlockClusters].push_back({at_cluster(id), s.z, s.t, tolerance, c.size});
   }
   for (std::size_t b = 0; b < blocks.size(); ++b) {
     const std::size_t at = (static_cast<std::size_t>(kv_head) * blocks.size() + b) * g + member;
@@ -159,7 +162,7 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
   }
   for (std::size_t id = 0; id < has_rows.size(); ++id) {
     if (has_rows[id]) continue;
-    EXPECT_EQ(scores.e[(plane + id) * g + member], 0.0F) << "cluster " << id;
+    EXPECT_EQ(scores.e[at_cluster(id)], 0.0F) << "cluster " << id;
   }
 }
 
@@ -271,7 +274,8 @@ TEST_P(ScoreClusters, NanInOneHeadLeavesTheOthersAlone) {
   const auto g = static_cast<std::size_t>(scene.group());
   for (std::size_t i = 0; i < want.e.size(); ++i) {
     const auto kv_head = i / g / static_cast<std::size_t>(scene.num_clusters());
-    if (kv_head * g + i % g == static_cast<std::size_t>(bad)) continue;
+    const auto member = i / kBlockClusters % g;
+    if (kv_head * g + member == static_cast<std::size_t>(bad)) continue;
     ASSERT_EQ(got.e[i], want.e[i]);
     ASSERT_EQ(std::memcmp(&got.z[i], &want.z[i], 4), 0);
   }

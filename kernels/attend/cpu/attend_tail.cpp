@@ -2,28 +2,33 @@
 //
 // attend_tail (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
-// Mapping: masses of one cluster for all heads; its value mean is read only if a head keeps it.
+// Mapping: masses of a block's clusters, a head at a time; then the value means of those that some head
+//          keeps, which are few, for all heads.
 // Bound:   the scores, which are in cache, and the value means of kept clusters.
 #include <algorithm>
+#include <bit>
 
 #include "kernels/attend/cpu/ops.hpp"
+#include "kernels/attend/cpu/weighted_sum.hpp"
+#include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/math.hpp"
-#include "kernels/common/numeric.hpp"
 
 namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
-template <IndexDType kIndex, int kHeadDim>
-void load_value_mean(const std::byte* from, float scale, float* to) {
-  if constexpr (kIndex == IndexDType::kInt8) {
-    const auto* narrow = reinterpret_cast<const std::int8_t*>(from);
-    for (int d = 0; d < kHeadDim; ++d) to[d] = static_cast<float>(narrow[d]) * scale;
-  } else {
-    constexpr DType kStored = kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32;
-    load_elements<kStored>(from, kHeadDim, to);
-  }
-}
+/// How value means are stored.
+template <IndexDType kIndex>
+struct ValueMean {
+  static constexpr DType kStored = kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32;
+  static constexpr int kBytes = static_cast<int>(size_of(kStored));
+  static simd::Floats load(const std::byte* from) { return simd::load_row<kStored>(from); }
+};
+template <>
+struct ValueMean<IndexDType::kInt8> {
+  static constexpr int kBytes = 1;
+  static simd::Floats load(const std::byte* from) { return simd::load_bytes(from); }
+};
 
 template <IndexDType kIndex, int kHeadDim>
 class TailPiece {
@@ -65,55 +70,89 @@ class TailPiece {
   }
 
   void add_block(int block, const std::int32_t*& next) {
-    const RowScores& scores = p_.scores[number_];
-    const std::int64_t at = std::int64_t{kv_head_} * row_.num_blocks + block;
     const std::uint32_t physical = row_.blocks[block];
     const std::uint32_t* offset = p_.index.block_offset(kv_head_, physical);
-    const BlockSums* sums = scores.blocks + at * group_ + member_;
-    const float* e = scores.e + at * kBlockClusters * group_ + member_;
-    for (int c = 0; c < kBlockClusters; ++c, e += group_) {
-      const auto size = static_cast<int>(offset[c + 1] - offset[c]);
-      int taken = 0;
-      if (next < chosen_end_ && *next == block * kBlockClusters + c) {
-        taken = counts_[next - chosen_];
-        ++next;
+    float size[kBlockClusters];
+    float left[kBlockClusters];
+    for (int c = 0; c < kBlockClusters; ++c) {
+      size[c] = static_cast<float>(static_cast<std::int32_t>(offset[c + 1] - offset[c]));
+      left[c] = size[c];
+    }
+    for (; next < chosen_end_ && *next < (block + 1) * kBlockClusters; ++next) {
+      left[*next % kBlockClusters] -= static_cast<float>(counts_[next - chosen_]);
+    }
+    const std::int64_t at = (std::int64_t{kv_head_} * row_.num_blocks + block) * group_ + member_;
+    std::uint64_t kept = 0;
+    for (int g = 0; g < served_; ++g) kept |= find_kept(g, at + g, size, left);
+    const float* scale =
+        p_.index.value_scale + p_.index.plane_block(kv_head_, physical) * kBlockClusters;
+    Means means(p_.index.block_value_means(kv_head_, physical), kept);
+    partial(0).kept += means.count;
+    for (int first = 0; first < served_; first += kMaxPassHeads) {
+      const int heads = std::min(kMaxPassHeads, served_ - first);
+      float* o[kMaxPassHeads];
+      for (int g = 0; g < heads; ++g) {
+        weigh(first + g, at + first + g, left, scale, means, g);
+        o[g] = output(first + g);
       }
-      if (size > taken) add_cluster(physical, c, {size, taken}, e, sums);
+      add_weighted<ValueMean<kIndex>, kHeadDim>(means.rows, means.count, means.weight, heads, o);
     }
   }
 
-  struct Rows {
-    int size;
-    int taken;
+  /// The value means of the clusters with bits in `kept`, and a pass's weights for them.
+  struct Means {
+    Means(const std::byte* first, std::uint64_t kept) {
+      for (; kept != 0; kept &= kept - 1) {
+        cluster[count] = std::countr_zero(kept);
+        rows[count] = first + cluster[count] * kHeadDim * ValueMean<kIndex>::kBytes;
+        ++count;
+      }
+    }
+    int count = 0;
+    int cluster[kBlockClusters];
+    const std::byte* rows[kBlockClusters];
+    float weight[kMaxPassHeads][kBlockClusters];
   };
 
-  void add_cluster(std::uint32_t physical, int c, Rows rows, const float* e,
-                   const BlockSums* sums) {
-    bool kept = false;
-    for (int g = 0; g < served_ && !kept; ++g) {
-      const float mass =
-          static_cast<float>(rows.size) * e[g] * exp2_fixed(sums[g].max - total(g).max);
-      kept = is_kept(mass, total(g).mass, p_.tail_share);
+  float factor(int g, std::int64_t at) const {
+    return exp2_fixed(p_.scores[number_].blocks[at].max - total(g).max);
+  }
+
+  /// A bit for each cluster with rows left that head g keeps.
+  std::uint64_t find_kept(int g, std::int64_t at, const float* size, const float* left) const {
+    const float* e = p_.scores[number_].e + at * kBlockClusters;
+    const float block_factor = factor(g, at);
+    std::int32_t keeps[kBlockClusters];
+    for (int c = 0; c < kBlockClusters; ++c) {
+      const float mass = size[c] * e[c] * block_factor;
+      const bool is = is_kept(mass, total(g).mass, p_.tail_share);
+      keeps[c] = is && left[c] > 0.0F ? 1 : 0;
     }
-    alignas(64) float value[kHeadDim];
-    if (kept) {
-      const std::int64_t entry = p_.index.plane_block(kv_head_, physical) * kBlockClusters + c;
-      const std::byte* from = p_.index.block_value_means(kv_head_, physical) +
-                              std::size_t(c) * kHeadDim * IndexStore::element_bytes(kIndex);
-      load_value_mean<kIndex, kHeadDim>(from, p_.index.value_scale[entry], value);
-      ++partial(0).kept;
+    std::uint64_t bits = 0;
+    for (int c = 0; c < kBlockClusters; ++c) bits |= static_cast<std::uint64_t>(keeps[c]) << c;
+    return bits;
+  }
+
+  /// Head g: masses of the clusters that are kept become weights in row `to`, those of others go to
+  /// `rest`.
+  void weigh(int g, std::int64_t at, const float* left, const float* scale, Means& means, int to) {
+    const float* e = p_.scores[number_].e + at * kBlockClusters;
+    const float block_factor = factor(g, at);
+    float mass[kBlockClusters];
+    for (int c = 0; c < kBlockClusters; ++c) mass[c] = left[c] * e[c] * block_factor;
+    float kept = 0.0F;
+    for (int i = 0; i < means.count; ++i) {
+      const int c = means.cluster[i];
+      kept += mass[c];
+      means.weight[to][i] = mass[c] * scale[c];
+      mass[c] = 0.0F;
     }
-    for (int g = 0; g < served_; ++g) {
-      const float mass = static_cast<float>(rows.size - rows.taken) * e[g] *
-                         exp2_fixed(sums[g].max - total(g).max);
-      if (!kept) {
-        partial(g).rest += mass;
-        continue;
-      }
-      partial(g).l += mass;
-      float* o = output(g);
-      for (int d = 0; d < kHeadDim; ++d) o[d] += mass * value[d];
+    float sum[kSumLanes] = {};
+    for (int first = 0; first < kBlockClusters; first += kSumLanes) {
+      for (int i = 0; i < kSumLanes; ++i) sum[i] += mass[first + i];
     }
+    partial(g).l += kept;
+    partial(g).rest += tree_sum<kSumLanes>(sum);
   }
 
   const AttendParams& p_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/attend/rules.hpp"
 #include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/math.hpp"
@@ -85,11 +86,8 @@ class SoftmaxState {
   void add(RowTile& tile, const RowTile& next) {
     for (int i = tile.count; i % kRows != 0; ++i) tile.key[i] = tile.key[tile.count - 1];
     query_.has_low ? score<2>(tile) : score<1>(tile);
-    int g = 0;
-    for (; g < heads_; ++g) rescale(g, tile.seen[g]);
-    for (g = 0; g + 4 <= heads_; g += 4) add_values<4>(tile, next, g);
-    for (; g + 2 <= heads_; g += 2) add_values<2>(tile, next, g);
-    for (; g < heads_; ++g) add_values<1>(tile, next, g);
+    for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
+    add_values(tile, next);
   }
 
   [[nodiscard]] float m(int g) const { return m_[g]; }
@@ -210,7 +208,7 @@ class SoftmaxState {
     m_[g] = max;
     simd::Floats sum = simd::broadcast(0.0F);
     for (int i = 0; i < kRowTile; i += simd::kLanes) {
-      const simd::Floats p = simd::exp2(simd::load(x_[g] + i) - simd::broadcast(max));
+      const simd::Floats p = simd::exp2_fixed(simd::load(x_[g] + i) - simd::broadcast(max));
       simd::store(p, x_[g] + i);
       sum = sum + p;
     }
@@ -218,52 +216,21 @@ class SoftmaxState {
     l_[g] += simd::finish(quad, quad, quad, quad)[0];
   }
 
-  template <int kGroup>
-  void add_values(const RowTile& tile, const RowTile& next, int first_head) {
-    constexpr int kAll = kHeadDim / simd::kLanes;
-    constexpr int kMost = std::max(simd::kAccumulators / kGroup, 1);
-    constexpr int kChunks = kMost < kAll ? kMost : kAll;
-    for (int c = 0; c + kChunks <= kAll; c += kChunks) {
-      add_chunks<kGroup, kChunks>(tile, next, first_head, c * simd::kLanes);
-    }
-    if constexpr (kAll % kChunks != 0) {
-      add_chunks<kGroup, kAll % kChunks>(tile, next, first_head,
-                                         kAll / kChunks * kChunks * simd::kLanes);
-    }
-  }
+  struct Value {
+    static constexpr int kBytes = static_cast<int>(size_of(kDType));
+    static simd::Floats load(const std::byte* from) { return simd::load_row<kDType>(from); }
+  };
 
-  /// Elements [first, first + 16 kChunks) of the values, for kGroup heads.
-  template <int kGroup, int kChunks>
-  void add_chunks(const RowTile& tile, const RowTile& next, int first_head, int first) {
-    const std::size_t bytes = static_cast<std::size_t>(first) * size_of(kDType);
-    constexpr std::size_t kChunkBytes = kChunks * simd::kLanes * size_of(kDType);
-    simd::Floats sum[kGroup][kChunks];
-    for (int g = 0; g < kGroup; ++g) {
-      for (int c = 0; c < kChunks; ++c) {
-        sum[g][c] = simd::load(o_[first_head + g] + first + c * simd::kLanes);
-      }
-    }
-    for (int i = 0; i < tile.count; ++i) {
-      if (first_head == 0 && i < next.count) {
-        for (std::size_t at = 0; at < kChunkBytes; at += kLineBytes) {
-          simd::prefetch(next.key[i] + bytes + at);
-        }
-      }
-      const std::byte* value = tile.value[i] + bytes;
-      simd::Floats wide[kChunks];
-      for (int c = 0; c < kChunks; ++c) {
-        wide[c] = simd::load_row<kDType>(value + c * simd::kLanes * size_of(kDType));
-      }
-      for (int g = 0; g < kGroup; ++g) {
-        const simd::Floats p = simd::broadcast(x_[first_head + g][i]);
-        for (int c = 0; c < kChunks; ++c) sum[g][c] = simd::fma(p, wide[c], sum[g][c]);
-      }
-    }
-    for (int g = 0; g < kGroup; ++g) {
-      for (int c = 0; c < kChunks; ++c) {
-        simd::store(sum[g][c], o_[first_head + g] + first + c * simd::kLanes);
-      }
-    }
+  void add_values(const RowTile& tile, const RowTile& next) {
+    float* sums[kMaxPassHeads];
+    for (int g = 0; g < heads_; ++g) sums[g] = o_[g];
+    add_weighted<Value, kHeadDim>(tile.value, tile.count, x_, heads_, sums,
+                                  [&](int i, std::size_t first, std::size_t bytes) {
+                                    if (i >= next.count) return;
+                                    for (std::size_t at = 0; at < bytes; at += kLineBytes) {
+                                      simd::prefetch(next.key[i] + first + at);
+                                    }
+                                  });
   }
 
   static void prefetch_row(const std::byte* row) {

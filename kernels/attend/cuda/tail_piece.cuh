@@ -127,12 +127,12 @@ class TailPiece {
     const BlockSums* sums = scores_.blocks + at * group_ + member_;
     int kept = 0;
     for (int c = lane_id(); c < kBlockClusters; c += kWarpLanes) {
-      const float* e = scores_.e + (at * kBlockClusters + c) * group_ + member_;
+      const float* e = scores_.e + (at * group_ + member_) * kBlockClusters + c;
       const auto size = static_cast<int>(offset[c + 1] - offset[c]);
       const int left = size - shared_.taken[warp_id()][c];
       bool keep = false;
       for (int g = 0; g < served_ && left > 0; ++g) {
-        const float mass = static_cast<float>(size) * e[g] * factor(sums, g);
+        const float mass = static_cast<float>(size) * e[g * kBlockClusters] * factor(sums, g);
         keep = keep || attend::is_kept(mass, totals_[g].mass, p_.tail_share);
       }
       const unsigned keepers = __ballot_sync(kAllLanes, keep ? 1 : 0);
@@ -141,8 +141,9 @@ class TailPiece {
       if (keep) shared_.kept[warp_id()][place] = c;
       for (int g = 0; g < kMaxPassHeads; ++g) {
         const bool counts = g < heads && left > 0;
-        const float mass =
-            counts ? static_cast<float>(left) * e[first + g] * factor(sums, first + g) : 0.0F;
+        const float mass = counts ? static_cast<float>(left) * e[(first + g) * kBlockClusters] *
+                                        factor(sums, first + g)
+                                  : 0.0F;
         if (keep) {
           l[g] = l[g] + mass;
           shared_.mass[warp_id()][place][g] = mass;

@@ -2,66 +2,114 @@
 //
 // assign (stage 1, cluster). Contract and shapes: cluster/cluster.hpp.
 //
-// Mapping: a tile of kTile keys, widened once, against panels of kPanel centroids; the dot product
-//          of a pair is summed over head_dim in order, so tiles do not change a bit.
-// Bound:   arithmetic. The running maximum keeps scores in registers.
+// Mapping: kBlock keys, widened once, against as many panels of centroids as registers hold sums for.
+//          A panel stays in the L1 cache while the block's keys pass. The dot product of a pair is summed
+//          over head_dim in order, so tiles do not change a bit.
+// Bound:   fused multiply-adds. The running maximum of a lane stands for a column of the panels; lanes
+//          are compared at the end.
 #include <algorithm>
-#include <limits>
+#include <cstring>
 
 #include "kernels/cluster/cpu/ops.hpp"
 #include "kernels/cluster/rules.hpp"
+#include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/dispatch.hpp"
-#include "kernels/common/numeric.hpp"
 
 namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
 
-constexpr int kTile = 4;
+static_assert(kPanel == simd::kLanes);
+constexpr int kBlock = 48;
+/// Sums in registers: 8 x 3, 6 x 2 and 3 x 4 of them with 32, 16 and 16 registers.
+constexpr int kKeys = simd::kParts == 1 ? 8 : (simd::kParts == 2 ? 6 : 3);
+constexpr int kPanels = simd::kParts == 1 ? 3 : 1;
+static_assert(kBlock % kKeys == 0);
 
-template <int kHeadDim>
-void score_panel(const float (&keys)[kTile][kHeadDim], const float* panel,
-                 float (&score)[kTile][kPanel]) {
-  for (auto& row : score) std::fill(std::begin(row), std::end(row), 0.0F);
-  for (int d = 0; d < kHeadDim; ++d) {
-    const float* centroid = panel + d * kPanel;
-    for (int i = 0; i < kTile; ++i) {
-      for (int c = 0; c < kPanel; ++c) score[i][c] += keys[i][d] * centroid[c];
+/// Of one key, by lane: the best score and the first cluster of its panel.
+struct Best {
+  simd::Floats score = simd::broadcast(kMinusInfinity);
+  simd::Ints panel = {};
+
+  CLUSTERKV_SIMD void offer(const simd::Floats& other, int first) {
+    for (int i = 0; i < simd::kParts; ++i) {
+      const auto better = other.part[i] > score.part[i];  // is_better()
+      score.part[i] = better ? other.part[i] : score.part[i];
+      panel.part[i] = better ? simd::IntPart{} + first : panel.part[i];
+    }
+  }
+
+  [[nodiscard]] std::int32_t label() const {
+    float lane_score[kPanel];
+    std::int32_t lane_first[kPanel];
+    simd::store(score, lane_score);
+    std::memcpy(lane_first, &panel, sizeof lane_first);
+    float best = kMinusInfinity;
+    std::int32_t found = 0;
+    for (int i = 0; i < kPanel; ++i) {
+      const std::int32_t cluster = lane_first[i] + i;
+      const bool wins = lane_score[i] == best && best > kMinusInfinity && cluster < found;
+      if (!is_better(lane_score[i], best) && !wins) continue;
+      best = lane_score[i];
+      found = cluster;
+    }
+    return found;
+  }
+};
+
+template <int kHeadDim, int kCount>
+void score_panels(const float (*keys)[kHeadDim], int count, const AssignParams& p, int first,
+                  Best* best) {
+  const float* panels = p.centroids + std::size_t(first) * kHeadDim;
+  for (int key = 0; key < count; key += kKeys) {
+    simd::Floats sum[kKeys][kCount];
+    for (auto& of_key : sum) {
+      for (simd::Floats& lanes : of_key) lanes = simd::broadcast(0.0F);
+    }
+    for (int d = 0; d < kHeadDim; ++d) {
+      simd::Floats centroid[kCount];
+      for (int j = 0; j < kCount; ++j) {
+        centroid[j] = simd::load(panels + (j * kHeadDim + d) * kPanel);
+      }
+      for (int i = 0; i < kKeys; ++i) {
+        const simd::Floats x = simd::broadcast(keys[key + i][d]);
+        for (int j = 0; j < kCount; ++j) sum[i][j] = simd::fma(x, centroid[j], sum[i][j]);
+      }
+    }
+    for (int j = 0; j < kCount; ++j) {
+      const simd::Floats bias = simd::load(p.bias + first + j * kPanel);
+      for (int i = 0; i < kKeys; ++i) best[key + i].offer(sum[i][j] - bias, first + j * kPanel);
     }
   }
 }
 
 template <int kHeadDim>
-void assign_tile(const AssignParams& p, const float (&keys)[kTile][kHeadDim], int count,
-                 std::int32_t* labels) {
-  float best[kTile];
-  std::fill(std::begin(best), std::end(best), -std::numeric_limits<float>::infinity());
-  std::int32_t label[kTile] = {};
-  for (int first = 0; first < p.num_clusters; first += kPanel) {
-    float score[kTile][kPanel];
-    score_panel<kHeadDim>(keys, p.centroids + std::size_t(first) * kHeadDim, score);
-    for (int i = 0; i < kTile; ++i) {
-      for (int c = 0; c < kPanel; ++c) {
-        const float value = score[i][c] - p.bias[first + c];
-        if (!is_better(value, best[i])) continue;
-        best[i] = value;
-        label[i] = first + c;
-      }
-    }
+void assign_block(const AssignParams& p, const float (*keys)[kHeadDim], int count,
+                  std::int32_t* labels) {
+  Best best[kBlock];
+  int first = 0;
+  for (; first + kPanels * kPanel <= p.num_clusters; first += kPanels * kPanel) {
+    score_panels<kHeadDim, kPanels>(keys, count, p, first, best);
   }
-  std::copy(label, label + count, labels);
+  for (; first < p.num_clusters; first += kPanel) {
+    score_panels<kHeadDim, 1>(keys, count, p, first, best);
+  }
+  for (int i = 0; i < count; ++i) labels[i] = best[i].label();
 }
 
 template <DType kDType, int kHeadDim>
 void assign(const AssignParams& p) {
   const KeyRun& run = p.keys;
-  alignas(64) float keys[kTile][kHeadDim] = {};
-  for (int first = 0; first < run.num_tokens; first += kTile) {
-    const int count = std::min(kTile, run.num_tokens - first);
+  alignas(64) float keys[kBlock][kHeadDim] = {};
+  for (int first = 0; first < run.num_tokens; first += kBlock) {
+    const int count = std::min(kBlock, run.num_tokens - first);
     for (int i = 0; i < count; ++i) {
       const std::uint32_t row = paged_row(run.pages, run.first_row + first + i);
-      load_elements<kDType>(run.store.row(run.kv_head, row), kHeadDim, keys[i]);
+      const std::byte* key = run.store.row(run.kv_head, row);
+      for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+        simd::store(simd::load_row<kDType>(key + d * size_of(kDType)), keys[i] + d);
+      }
     }
-    assign_tile<kHeadDim>(p, keys, count, p.labels + first);
+    assign_block<kHeadDim>(p, keys, count, p.labels + first);
   }
 }
 

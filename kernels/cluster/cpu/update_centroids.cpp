@@ -3,11 +3,9 @@
 // update_centroids (stage 1, cluster). Contract and shapes: cluster/cluster.hpp.
 //
 // Bound: memory, one pass over the keys. Each channel is summed over tokens in order.
-#include <algorithm>
-
 #include "kernels/cluster/cpu/ops.hpp"
+#include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/dispatch.hpp"
-#include "kernels/common/numeric.hpp"
 
 namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
@@ -18,15 +16,21 @@ void update(const UpdateParams& p) {
   for (int c = 0; c < p.num_clusters; ++c) {
     const int count = p.offset[c + 1] - p.offset[c];
     if (count == 0) continue;
-    float sum[kHeadDim] = {};
+    simd::Floats sum[kHeadDim / simd::kLanes];
+    for (simd::Floats& lanes : sum) lanes = simd::broadcast(0.0F);
     for (int i = p.offset[c]; i < p.offset[c + 1]; ++i) {
-      float key[kHeadDim];
       const std::uint32_t row = paged_row(run.pages, run.first_row + p.order[i]);
-      load_elements<kDType>(run.store.row(run.kv_head, row), kHeadDim, key);
-      for (int d = 0; d < kHeadDim; ++d) sum[d] += key[d];
+      const std::byte* key = run.store.row(run.kv_head, row);
+      for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+        simd::Floats& lanes = sum[d / simd::kLanes];
+        lanes = lanes + simd::load_row<kDType>(key + d * size_of(kDType));
+      }
     }
     float* centroid = p.centroids + std::size_t(c) * kHeadDim;
-    for (int d = 0; d < kHeadDim; ++d) centroid[d] = sum[d] / static_cast<float>(count);
+    const simd::Floats rows = simd::broadcast(static_cast<float>(count));
+    for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+      simd::store(sum[d / simd::kLanes] / rows, centroid + d);
+    }
   }
 }
 

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "kernels/common/cpu/isa.hpp"
+#include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 #include "kernels/common/tuning.hpp"
 
@@ -103,6 +104,27 @@ CLUSTERKV_SIMD Floats operator-(const Floats& a, const Floats& b) {
   return difference;
 }
 
+CLUSTERKV_SIMD Floats operator/(const Floats& a, const Floats& b) {
+  Floats quotient;
+  for (int i = 0; i < kParts; ++i) quotient.part[i] = a.part[i] / b.part[i];
+  return quotient;
+}
+
+/// The smaller; b if a is NaN.
+CLUSTERKV_SIMD Floats min(const Floats& a, const Floats& b) {
+  Floats smaller;
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)
+    smaller.part[i] = _mm512_min_ps(a.part[i], b.part[i]);
+#elif defined(__AVX2__)
+    smaller.part[i] = _mm256_min_ps(a.part[i], b.part[i]);
+#else
+    smaller.part[i] = a.part[i] < b.part[i] ? a.part[i] : b.part[i];
+#endif
+  }
+  return smaller;
+}
+
 /// The larger; b if a is NaN.
 CLUSTERKV_SIMD Floats max(const Floats& a, const Floats& b) {
   Floats larger;
@@ -168,6 +190,27 @@ CLUSTERKV_SIMD Floats load_row(const std::byte* from) {
     return load(wide);
 #endif
   }
+}
+
+/// 16 bytes with their sign.
+CLUSTERKV_SIMD Floats load_bytes(const std::byte* from) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+#elif defined(__AVX2__)
+  Floats v;
+  for (int i = 0; i < kParts; ++i) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + i * kPartLanes));
+    v.part[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
+  return v;
+#else
+  std::int8_t bytes[kLanes];
+  std::memcpy(bytes, from, sizeof bytes);
+  float wide[kLanes];
+  for (int i = 0; i < kLanes; ++i) wide[i] = static_cast<float>(bytes[i]);
+  return load(wide);
+#endif
 }
 
 /// Partial sums i, i + 4, i + 8 and i + 12 of a fixed-order sum, added as tree_sum() does.
@@ -266,6 +309,84 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
   }
 }
 
+// ------------------------------------------------------------------ products of 16-bit integers
+inline constexpr int kWordLanes = 2 * kLanes;
+using WordPart = Vector<std::int16_t, 2 * kPartLanes>;
+struct Words {
+  WordPart part[kParts];
+};
+
+CLUSTERKV_SIMD Words load_words(const std::int16_t* from) {
+  Words v;
+  for (int i = 0; i < kParts; ++i) {
+    std::memcpy(&v.part[i], from + i * 2 * kPartLanes, sizeof(WordPart));
+  }
+  return v;
+}
+CLUSTERKV_SIMD void store(const Words& v, std::int16_t* to) {
+  for (int i = 0; i < kParts; ++i) {
+    std::memcpy(to + i * 2 * kPartLanes, &v.part[i], sizeof(WordPart));
+  }
+}
+
+/// The first 16 or 32 of 32 bytes with their sign, and zeros.
+template <int kCount>
+CLUSTERKV_SIMD Words widen_bytes(const std::int8_t* from) {
+  static_assert(kCount == kLanes || kCount == kWordLanes);
+  Words v = {};
+#if defined(__AVX512F__)
+  __m256i bytes;
+  if constexpr (kCount == kWordLanes) {
+    bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  } else {
+    bytes = _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  v.part[0] = reinterpret_cast<WordPart>(_mm512_cvtepi8_epi16(bytes));
+#elif defined(__AVX2__)
+  for (int i = 0; i < kCount / 16; ++i) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
+    v.part[i] = reinterpret_cast<WordPart>(_mm256_cvtepi8_epi16(bytes));
+  }
+#else
+  for (int i = 0; i < kCount / 8; ++i) {
+    Vector<std::int8_t, 8> bytes;
+    std::memcpy(&bytes, from + 8 * i, sizeof bytes);
+    v.part[i] = __builtin_convertvector(bytes, WordPart);
+  }
+#endif
+  return v;
+}
+
+/// Adds products of neighbours to 16 sums; no product of this library overflows.
+CLUSTERKV_SIMD Ints dot_words(const Ints& sum, const Words& a, const Words& b) {
+  Ints total;
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512VNNI__)
+    total.part[i] = reinterpret_cast<IntPart>(_mm512_dpwssd_epi32(
+        reinterpret_cast<__m512i>(sum.part[i]), reinterpret_cast<__m512i>(a.part[i]),
+        reinterpret_cast<__m512i>(b.part[i])));
+#elif defined(__AVX512F__)
+    total.part[i] = sum.part[i] + reinterpret_cast<IntPart>(
+                                      _mm512_madd_epi16(reinterpret_cast<__m512i>(a.part[i]),
+                                                        reinterpret_cast<__m512i>(b.part[i])));
+#elif defined(__AVX2__)
+    total.part[i] = sum.part[i] + reinterpret_cast<IntPart>(
+                                      _mm256_madd_epi16(reinterpret_cast<__m256i>(a.part[i]),
+                                                        reinterpret_cast<__m256i>(b.part[i])));
+#elif defined(__SSE2__)
+    total.part[i] = sum.part[i] +
+                    reinterpret_cast<IntPart>(_mm_madd_epi16(reinterpret_cast<__m128i>(a.part[i]),
+                                                             reinterpret_cast<__m128i>(b.part[i])));
+#else
+    for (int j = 0; j < kPartLanes; ++j) {
+      total.part[i][j] = sum.part[i][j] + a.part[i][2 * j] * b.part[i][2 * j] +
+                         a.part[i][2 * j + 1] * b.part[i][2 * j + 1];
+    }
+#endif
+  }
+  return total;
+}
+
 // ------------------------------------------------------------------------- products of bf16 rows
 inline constexpr int kPairLanes = 32;
 
@@ -293,24 +414,40 @@ Pairs load_half_pairs(const std::byte* from);
 Floats dot_pairs(const Floats& sum, Pairs a, Pairs b);
 #endif
 
-/// 2^x for x <= 127, relative error < 3e-7; 0 at or below -126. exp2_fixed() with `fma`.
-CLUSTERKV_SIMD Floats exp2(const Floats& x) {
-  const Floats clamped = max(x, broadcast(-126.0F));
-  const Floats round = broadcast(12582912.0F);  // 1.5 * 2^23: adding it rounds to an integer
+// ------------------------------------------------------------- math.hpp, the same bits in each lane
+CLUSTERKV_SIMD Floats exp2_fixed(const Floats& x) {
+  using Bits = Vector<std::uint32_t, kPartLanes>;
+  const Floats clamped = min(max(x, broadcast(-126.0F)), broadcast(127.0F));
+  const Floats round = broadcast(12582912.0F);
   const Floats shifted = clamped + round;
   const Floats f = clamped - (shifted - round);
-  Floats p = broadcast(1.5252734e-5F);
-  for (const float next : {1.5403530e-4F, 1.3333558e-3F, 9.6181291e-3F, 5.5504109e-2F,
-                           2.4022651e-1F, 6.9314718e-1F, 1.0F}) {
-    p = fma(p, f, broadcast(next));
-  }
+  Floats p = broadcast(exp2_term(0));
+  for (int i = 1; i < kExp2Terms; ++i) p = p * f + broadcast(exp2_term(i));
   for (int i = 0; i < kParts; ++i) {
-    const IntPart exponent = (std::bit_cast<IntPart>(shifted.part[i]) + 127) << 23;
-    const IntPart live = x.part[i] > -126.0F;
-    p.part[i] = std::bit_cast<Part>(
-        std::bit_cast<IntPart>(p.part[i] * std::bit_cast<Part>(exponent)) & live);
+    const Bits exponent = (std::bit_cast<Bits>(shifted.part[i]) + 127U) << 23;
+    const Part scaled = p.part[i] * std::bit_cast<Part>(exponent);
+    p.part[i] = x.part[i] > -126.0F ? scaled : Part{};
   }
   return p;
+}
+
+CLUSTERKV_SIMD Floats log2_1p_fixed(const Floats& w) {
+  using Bits = Vector<std::uint32_t, kPartLanes>;
+  const Floats one = broadcast(1.0F);
+  const Floats y = one + min(max(w, broadcast(0.0F)), broadcast(1e38F));
+  Floats m;
+  Floats n;
+  for (int i = 0; i < kParts; ++i) {
+    const auto bits = std::bit_cast<Bits>(y.part[i]);
+    const Bits exponent = (bits - 0x3f3504f3U) >> 23;
+    m.part[i] = std::bit_cast<Part>(bits - (exponent << 23));
+    n.part[i] = __builtin_convertvector(std::bit_cast<IntPart>(exponent), Part);
+  }
+  const Floats s = (m - one) / (m + one);
+  const Floats s2 = s * s;
+  Floats p = broadcast(log2_term(0));
+  for (int i = 1; i < kLog2Terms; ++i) p = p * s2 + broadcast(log2_term(i));
+  return p * s + n;
 }
 
 /// Into the L2 cache. Into L1 the same reads take twice as long: there are fewer buffers for its misses

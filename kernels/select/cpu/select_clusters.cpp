@@ -2,9 +2,10 @@
 //
 // select_clusters, expand_rows (stage 3, select). Contract and shapes: select/select.hpp.
 //
-// Mapping: votes become integer keys; three histogram passes, weighted by cluster size, find the key
-//          at which the budget is full; one pass in id order takes what lies above it.
-// Bound:   the passes over the keys, which stay in the L1 or L2 cache.
+// Mapping: one pass over the scores forms votes, one over the votes keeps the clusters that may still be
+//          chosen: whenever those kept fill the budget twice, the key at which it is full becomes the
+//          floor for all that follow.
+// Bound:   the scores, which come from the L2 cache.
 #include <algorithm>
 
 #include "kernels/select/cpu/ops.hpp"
@@ -13,12 +14,8 @@
 namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
-/// Clusters whose key is above `key` are taken whole; those equal to it, by id, until `left` rows
-/// are used up.
-struct Pivot {
-  std::uint32_t key;
-  int left;
-};
+/// Clusters looked at together: most have none above the floor.
+constexpr int kStep = 16;
 
 class Chooser {
  public:
@@ -39,16 +36,21 @@ class Chooser {
   void run() {
     if (row_.everything || row_.query_row < 0) {
       for (int g = 0; g < members_; ++g) totals_[first_member_ + g] = {kMinusInfinity, 0.0F};
-      emit(row_.query_row < 0 ? Pivot{0xffffffffU, 0} : Pivot{0, 0}, row_.everything);
-      return;
+      if (row_.query_row >= 0) keep_everything();
+    } else {
+      per_query_head_ ? score_keys() : vote_keys();
+      keep_best();
     }
-    per_query_head_ ? score_keys() : vote_keys();
-    emit(find_pivot(), false);
+    emit();
   }
 
  private:
-  int num_clusters() const { return row_.num_blocks * kBlockClusters; }
-  int size(int cluster) const { return p_.index.cluster_size(row_, kv_head_, cluster); }
+  [[nodiscard]] std::int64_t block_of_scores(int block, int member) const {
+    return (std::int64_t{kv_head_} * row_.num_blocks + block) * group_ + member;
+  }
+  [[nodiscard]] const std::uint32_t* offset_of(int block) const {
+    return p_.index.block_offset(kv_head_, row_.blocks[block]);
+  }
 
   void vote_keys() {
     float max[kMaxPassHeads];
@@ -60,83 +62,119 @@ class Chooser {
         totals_[first + g] = combine_blocks(row_, scores_, kv_head_, group_, first + g, &sum[g]);
         max[g] = totals_[first + g].max;
       }
-      add_votes(first, heads, max, sum);
+      for (int block = 0; block < row_.num_blocks; ++block)
+        add_votes(block, first, heads, max, sum);
     }
-    for (int c = 0; c < num_clusters(); ++c) {
+    for (int c = 0; c < row_.num_blocks * kBlockClusters; ++c) {
       scratch_.keys[c] = vote_key(std::bit_cast<float>(scratch_.keys[c]));
     }
   }
 
-  void add_votes(int first, int heads, const float* max, const float* sum) {
-    for (int block = 0; block < row_.num_blocks; ++block) {
-      const std::int64_t at = std::int64_t{kv_head_} * row_.num_blocks + block;
-      float factor[kMaxPassHeads];
-      for (int g = 0; g < heads; ++g) {
-        const BlockSums& sums = scores_.blocks[at * group_ + first + g];
-        factor[g] = softmax_factor(sums.max, max[g], sum[g]);
-      }
-      const float* e = scores_.e + at * kBlockClusters * group_ + first;
-      std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
-      for (int c = 0; c < kBlockClusters; ++c, e += group_) {
-        float vote = first == 0 ? 0.0F : std::bit_cast<float>(keys[c]);
-        for (int g = 0; g < heads; ++g) vote = vote + e[g] * factor[g];
-        keys[c] = std::bit_cast<std::uint32_t>(vote);
-      }
+  void add_votes(int block, int first, int heads, const float* max, const float* sum) {
+    std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
+    float vote[kBlockClusters] = {};
+    for (int c = 0; c < kBlockClusters && first > 0; ++c) vote[c] = std::bit_cast<float>(keys[c]);
+    for (int g = 0; g < heads; ++g) {
+      const std::int64_t at = block_of_scores(block, first + g);
+      const float factor = softmax_factor(scores_.blocks[at].max, max[g], sum[g]);
+      const float* e = scores_.e + at * kBlockClusters;
+      for (int c = 0; c < kBlockClusters; ++c) vote[c] = vote[c] + e[c] * factor;
     }
+    for (int c = 0; c < kBlockClusters; ++c) keys[c] = std::bit_cast<std::uint32_t>(vote[c]);
   }
 
   void score_keys() {
     float sum = 0.0F;
     totals_[first_member_] = combine_blocks(row_, scores_, kv_head_, group_, first_member_, &sum);
-    const float* z = scores_.z + std::int64_t{kv_head_} * num_clusters() * group_ + first_member_;
-    for (int c = 0; c < num_clusters(); ++c) scratch_.keys[c] = score_key(z[c * group_]);
-  }
-
-  /// Digit by digit, from the highest: which digit of the key fills the budget?
-  Pivot find_pivot() const {
-    std::uint32_t prefix = 0;
-    std::int64_t left = std::min<std::int64_t>(row_.budget_tokens, row_.num_stored);
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int shift = pass_shift(pass);
-      const int bins = 1 << pass_bits(pass);
-      const int prefix_shift = shift + pass_bits(pass);
-      std::fill(scratch_.histogram, scratch_.histogram + bins, 0);
-      for (int c = 0; c < num_clusters(); ++c) {
-        const std::uint32_t key = scratch_.keys[c];
-        const bool matches = pass == 0 || (key >> prefix_shift) == (prefix >> prefix_shift);
-        if (!matches) continue;
-        scratch_.histogram[(key >> shift) & static_cast<std::uint32_t>(bins - 1)] += size(c);
-      }
-      int digit = bins - 1;
-      while (digit > 0 && scratch_.histogram[digit] < left) left -= scratch_.histogram[digit--];
-      prefix |= static_cast<std::uint32_t>(digit) << shift;
+    for (int block = 0; block < row_.num_blocks; ++block) {
+      const float* z = scores_.z + block_of_scores(block, first_member_) * kBlockClusters;
+      std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
+      for (int c = 0; c < kBlockClusters; ++c) keys[c] = score_key(z[c]);
     }
-    return {prefix, static_cast<int>(left)};
   }
 
-  void emit(Pivot pivot, bool everything) {
+  // ------------------------------------------------------------------------ clusters that are kept
+  /// They take the place of keys that have been read.
+  void keep(std::uint32_t key, int id, int size) {
+    scratch_.keys[kept_] = key;
+    scratch_.ids[kept_] = id;
+    scratch_.sizes[kept_] = size;
+    kept_ += size > 0 ? 1 : 0;
+    rows_ += size;
+  }
+
+  void keep_everything() {
+    for (int block = 0; block < row_.num_blocks; ++block) {
+      const std::uint32_t* offset = offset_of(block);
+      for (int c = 0; c < kBlockClusters; ++c) {
+        keep(0, block * kBlockClusters + c, static_cast<int>(offset[c + 1] - offset[c]));
+      }
+    }
+  }
+
+  void keep_best() {
+    const std::int64_t budget = std::min<std::int64_t>(row_.budget_tokens, row_.num_stored);
+    std::uint32_t floor = 0;  // of keys that may still be chosen
+    std::int64_t full = budget;
+    for (int first = 0; first < row_.num_blocks * kBlockClusters; first += kStep) {
+      std::uint32_t key[kStep];
+      std::copy_n(scratch_.keys + first, kStep, key);
+      bool any = false;
+      for (const std::uint32_t k : key) any |= k >= floor;
+      if (!any) continue;
+      const std::uint32_t* offset = offset_of(first / kBlockClusters) + first % kBlockClusters;
+      for (int i = 0; i < kStep; ++i) {
+        if (key[i] >= floor) keep(key[i], first + i, static_cast<int>(offset[i + 1] - offset[i]));
+      }
+      if (rows_ < full + budget) continue;
+      floor =
+          drop_below_budget(budget) + 1;  // a later one with the same key comes after those kept
+      full = rows_;
+    }
+    if (rows_ > budget) drop_below_budget(budget);
+  }
+
+  /// Leaves the choice among those kept; the last of it is trimmed. Returns its lowest key.
+  std::uint32_t drop_below_budget(std::int64_t budget) {
+    const std::uint32_t pivot = find_pivot(budget);
+    std::int64_t left = budget;  // for those equal to the pivot
+    for (int i = 0; i < kept_; ++i) left -= scratch_.keys[i] > pivot ? scratch_.sizes[i] : 0;
+    const int before = kept_;
+    kept_ = 0;
+    rows_ = 0;
+    for (int i = 0; i < before; ++i) {
+      int size = scratch_.sizes[i];
+      if (scratch_.keys[i] <= pivot) {
+        size = scratch_.keys[i] == pivot ? trim(size, static_cast<int>(left)) : 0;
+        left -= size;
+      }
+      keep(scratch_.keys[i], scratch_.ids[i], size);
+    }
+    return pivot;
+  }
+
+  /// The largest key at or above which those kept fill the budget: bit by bit, from the highest.
+  [[nodiscard]] std::uint32_t find_pivot(std::int64_t budget) const {
+    std::uint32_t pivot = 0;
+    for (std::uint32_t bit = 1U << 31; bit != 0; bit >>= 1) {
+      const std::uint32_t trial = pivot | bit;
+      std::int32_t rows = 0;
+      for (int i = 0; i < kept_; ++i) rows += scratch_.keys[i] >= trial ? scratch_.sizes[i] : 0;
+      if (rows >= budget) pivot = trial;
+    }
+    return pivot;
+  }
+
+  void emit() {
     std::int32_t* ids = p_.lists.clusters_of(row_number_, head_);
     std::int32_t* counts = p_.lists.counts_of(row_number_, head_);
-    int chosen = 0;
-    int rows = 0;
-    const int clusters = row_.query_row < 0 ? 0 : num_clusters();
-    for (int c = 0; c < clusters; ++c) {
-      int take = size(c);
-      if (take == 0) continue;
-      if (!everything && scratch_.keys[c] <= pivot.key) {
-        if (scratch_.keys[c] < pivot.key || pivot.left == 0) continue;
-        take = trim(take, pivot.left);
-        pivot.left -= take;
-      }
-      ids[chosen] = c;
-      counts[chosen++] = take;
-      rows += take;
-    }
     const std::int64_t list = p_.lists.list(row_number_, head_);
-    p_.lists.num_clusters[list] = chosen;
-    p_.lists.num_rows[list] = rows;
-    std::fill(ids + chosen, ids + p_.lists.capacity, -1);
-    std::fill(counts + chosen, counts + p_.lists.capacity, 0);
+    p_.lists.num_clusters[list] = kept_;
+    p_.lists.num_rows[list] = static_cast<std::int32_t>(rows_);
+    std::copy_n(scratch_.ids, kept_, ids);
+    std::copy_n(scratch_.sizes, kept_, counts);
+    std::fill(ids + kept_, ids + p_.lists.capacity, -1);
+    std::fill(counts + kept_, counts + p_.lists.capacity, 0);
   }
 
   const SelectParams& p_;
@@ -151,6 +189,8 @@ class Chooser {
   int row_number_;
   int head_;
   const SelectScratch& scratch_;
+  int kept_ = 0;
+  std::int64_t rows_ = 0;  ///< of those kept
 };
 
 }  // namespace

@@ -362,7 +362,7 @@ class Scorer {
     if (lane_id() < 4) out_.blocks[at * group_ + member] = {max, all, all_mass};
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
-      const std::int64_t to = (at * kBlockClusters + cluster_of(i)) * group_ + member;
+      const std::int64_t to = (at * group_ + member) * kBlockClusters + cluster_of(i);
       out_.e[to] = t[i];
       if (out_.z != nullptr) out_.z[to] = z[i];
     }

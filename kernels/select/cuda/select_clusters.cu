@@ -119,13 +119,17 @@ class Chooser {
   __device__ void load_scores(Items& items, bool exists) {
     combine(0, 1);
     const RowScores& scores = p_.scores[blockIdx.z];
-    const std::int64_t first =
-        (std::int64_t{kv_head_} * row_.num_blocks * kBlockClusters + items.id[0]) * group_ +
-        first_member_;
+    const float* z = scores.z + first_score(items, 0);
 #pragma unroll
-    for (int i = 0; i < kItems && exists; ++i) {
-      items.key[i] = select::score_key(scores.z[first + std::int64_t{i} * group_]);
-    }
+    for (int i = 0; i < kItems && exists; ++i) items.key[i] = select::score_key(z[i]);
+  }
+
+  /// Where the scores of a thread's clusters begin, which are of one block, for a head of the choice.
+  __device__ std::int64_t first_score(const Items& items, int head) const {
+    static_assert(kBlockClusters % kItems == 0);
+    const int block = items.id[0] / kBlockClusters;
+    const std::int64_t at = std::int64_t{kv_head_} * row_.num_blocks + block;
+    return (at * group_ + first_member_ + head) * kBlockClusters + items.id[0] % kBlockClusters;
   }
 
   __device__ void load_votes(Items& items, bool exists) {
@@ -134,13 +138,13 @@ class Chooser {
     for (int first = 0; first < members_; first += kMaxPassHeads) {
       const int heads = min(kMaxPassHeads, members_ - first);
       combine(first, heads);
-      const std::int64_t at =
-          std::int64_t{kv_head_} * row_.num_blocks * kBlockClusters + items.id[0];
+      const float* e = scores.e + first_score(items, first);
       const float* factor = shared_.factor[static_cast<int>(threadIdx.x) * kItems / kBlockClusters];
 #pragma unroll
       for (int i = 0; i < kItems && exists; ++i) {
-        const float* e = scores.e + (at + i) * group_ + first;
-        for (int g = 0; g < heads; ++g) vote[i] = vote[i] + e[g] * factor[g];
+        for (int g = 0; g < heads; ++g) {
+          vote[i] = vote[i] + e[g * kBlockClusters + i] * factor[g];
+        }
       }
       __syncthreads();  // the factors of the next pass take their place
     }
