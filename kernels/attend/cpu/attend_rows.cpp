@@ -40,7 +40,7 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
   }
   for (int g = 0; g < heads; ++g) {
     p.partials.head(row, first_q_head + g, piece) = {state.m(g), state.l(g), 0.0F, 0};
-    std::copy(state.o(g), state.o(g) + kHeadDim, p.partials.output(row, first_q_head + g, piece));
+    state.copy_o(g, p.partials.output(row, first_q_head + g, piece));
   }
 }
 

@@ -96,7 +96,9 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
       state.add(tile, next);
     }
     for (int g = 0; g < heads; ++g) {
-      add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), state.o(g), kHeadDim);
+      float o[kHeadDim];
+      state.copy_o(g, o);
+      add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), o, kHeadDim);
     }
   }
   for (int g = 0; g < heads; ++g) {

@@ -40,6 +40,12 @@ CLUSTERKV_SIMD void add_state(float& m, float& l, float* o, float m2, float l2, 
   for (int d = 0; d < head_dim; ++d) o[d] = o[d] * a + o2[d] * b;
 }
 
+/// Which element of a row is at place d where rows are widened 16 elements at a time.
+template <DType kDType>
+constexpr int lane_place(int d) {
+  return d / simd::kLanes * simd::kLanes + simd::lane_element<kDType>(d % simd::kLanes);
+}
+
 /// The queries of a pass, in the forms that products with keys take.
 template <DType kDType, int kHeadDim>
 struct Queries {
@@ -50,9 +56,13 @@ struct Queries {
       simd::kHasPairDot && kDType == DType::kBF16 && kHeadDim % simd::kLanes == 0;
   static constexpr int kPlaneDim = (kHeadDim + 31) / 32 * 32;
 
-  Queries(const float* query, int heads) : exact(query) {
-    if constexpr (kPaired) {
-      for (int g = 0; g < heads; ++g) split(query + g * kHeadDim, high[g], low[g]);
+  Queries(const float* query, int heads) {
+    for (int g = 0; g < heads; ++g, query += kHeadDim) {
+      if constexpr (kPaired) {
+        split(query, high[g], low[g]);
+      } else {
+        for (int d = 0; d < kHeadDim; ++d) lanes[g][d] = query[lane_place<kDType>(d)];
+      }
     }
   }
 
@@ -64,7 +74,7 @@ struct Queries {
     for (int d = 0; d < kHeadDim; ++d) has_low = has_low || rest[d] != 0.0F;
   }
 
-  const float* exact;  ///< [heads, kHeadDim]
+  alignas(64) float lanes[kPaired ? 1 : kMaxPassHeads][kPaired ? 1 : kHeadDim];
   bool has_low = false;
   alignas(64) std::uint16_t high[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
   alignas(64) std::uint16_t low[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
@@ -92,76 +102,70 @@ class SoftmaxState {
 
   [[nodiscard]] float m(int g) const { return m_[g]; }
   [[nodiscard]] float l(int g) const { return l_[g]; }
-  [[nodiscard]] const float* o(int g) const { return o_[g]; }
+  void copy_o(int g, float* to) const {
+    for (int d = 0; d < kHeadDim; ++d) to[lane_place<kDType>(d)] = o_[g][d];
+  }
 
  private:
   static constexpr std::size_t kBytes = kHeadDim * size_of(kDType);
   static constexpr int kLineBytes = 64;
-  /// Rows and heads whose products are formed at once.
+  /// Rows and heads whose products are finished at once, and rows whose sums are in registers.
   static constexpr int kRows = 4;
-  static constexpr int kHeads = simd::kAccumulators / kRows;
-  /// Whether keys are widened before, because one pass over them does not serve a whole group.
-  static constexpr bool kWidens = kHeads == 1 && kDType != DType::kF32;
+  static constexpr int kFlight = simd::kParts == 1 ? 4 : 2;
+  static constexpr int kHeads = simd::kAccumulators / kFlight;
 
   template <int kPlanes>
   void score(const RowTile& tile) {
-    for (int i = 0; i < tile.count; i += kRows) {
-      for (int r = i; r < i + kRows && r < tile.count; ++r) prefetch_row(tile.value[r]);
-      if constexpr (kWidens) {
-        alignas(64) float wide[kRows][kHeadDim];
-        const std::byte* key[kRows];
-        for (int r = 0; r < kRows; ++r) {
-          for (int d = 0; d < kHeadDim; d += simd::kLanes) {
-            simd::store(simd::load_row<kDType>(tile.key[i + r] + d * size_of(kDType)), wide[r] + d);
-          }
-          key[r] = reinterpret_cast<const std::byte*>(wide[r]);
-        }
-        score_rows<kPlanes, DType::kF32>(key, i);
-      } else {
-        score_rows<kPlanes, kDType>(tile.key + i, i);
-      }
+    for (int row = 0; row < tile.count; row += kRows) {
+      for (int r = row; r < row + kRows && r < tile.count; ++r) prefetch_row(tile.value[r]);
+      const std::byte* const* key = tile.key + row;
+      int g = 0;
+      for (; g + kHeads <= heads_; g += kHeads) score_heads<kPlanes, kHeads>(key, g, row);
+      for (; g < heads_; ++g) score_heads<kPlanes, 1>(key, g, row);
     }
   }
 
-  template <int kPlanes, DType kKey>
-  CLUSTERKV_SIMD void score_rows(const std::byte* const* key, int row) {
-    int g = 0;
-    for (; g + kHeads <= heads_; g += kHeads) score_heads<kPlanes, kKey, kHeads>(key, g, row);
-    for (; g < heads_; ++g) score_heads<kPlanes, kKey, 1>(key, g, row);
-  }
-
-  template <int kPlanes, DType kKey, int kGroup>
+  template <int kPlanes, int kGroup>
   CLUSTERKV_SIMD void score_heads(const std::byte* const* key, int first_head, int row) {
     simd::Floats sum[kGroup][kRows];
-    for (auto& head : sum) {
-      for (simd::Floats& lanes : head) lanes = simd::broadcast(0.0F);
-    }
     if constexpr (Queries<kDType, kHeadDim>::kPaired) {
       multiply_pairs<kPlanes>(key, first_head, sum);
     } else {
-      multiply<kKey>(key, first_head, sum);
+      for (int r = 0; r < kRows; r += kFlight) multiply(key, first_head, r, sum);
     }
     write_scores(sum, first_head, row);
   }
 
-  template <DType kKey, int kGroup, int kGroupRows>
-  CLUSTERKV_SIMD void multiply(const std::byte* const* key, int first_head,
-                               simd::Floats (&sum)[kGroup][kGroupRows]) const {
+  /// Rows [row, row + kFlight).
+  template <int kGroup>
+  CLUSTERKV_SIMD void multiply(const std::byte* const* key, int first_head, int row,
+                               simd::Floats (&sum)[kGroup][kRows]) const {
+    simd::Floats lanes[kGroup][kFlight];
+    for (auto& head : lanes) {
+      for (simd::Floats& of_row : head) of_row = simd::broadcast(0.0F);
+    }
+#pragma GCC unroll 1  // else what several calls load alike is kept on the stack
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
-      simd::Floats wide[kGroupRows];
-      for (int r = 0; r < kGroupRows; ++r) {
-        wide[r] = simd::load_row<kKey>(key[r] + d * size_of(kKey));
+      simd::Floats wide[kFlight];
+      for (int r = 0; r < kFlight; ++r) {
+        wide[r] = simd::load_lanes<kDType>(key[row + r] + d * size_of(kDType));
       }
       for (int g = 0; g < kGroup; ++g) {
-        const simd::Floats q = simd::load(query_.exact + (first_head + g) * kHeadDim + d);
-        for (int r = 0; r < kGroupRows; ++r) sum[g][r] = simd::fma(wide[r], q, sum[g][r]);
+        const simd::Floats q = simd::load(query_.lanes[first_head + g] + d);
+        for (int r = 0; r < kFlight; ++r) lanes[g][r] = simd::fma(wide[r], q, lanes[g][r]);
       }
+    }
+    for (int g = 0; g < kGroup; ++g) {
+      for (int r = 0; r < kFlight; ++r) sum[g][row + r] = lanes[g][r];
     }
   }
 
   template <int kPlanes, int kGroup, int kGroupRows>
   CLUSTERKV_SIMD void multiply_pairs(const std::byte* const* key, int first_head,
                                      simd::Floats (&sum)[kGroup][kGroupRows]) const {
+    for (auto& head : sum) {
+      for (simd::Floats& lanes : head) lanes = simd::broadcast(0.0F);
+    }
     for (int d = 0; d < kHeadDim; d += simd::kPairLanes) {
       const bool whole = d + simd::kPairLanes <= kHeadDim;
       simd::Pairs pairs[kGroupRows];
@@ -218,7 +222,7 @@ class SoftmaxState {
 
   struct Value {
     static constexpr int kBytes = static_cast<int>(size_of(kDType));
-    static simd::Floats load(const std::byte* from) { return simd::load_row<kDType>(from); }
+    static simd::Floats load(const std::byte* from) { return simd::load_lanes<kDType>(from); }
   };
 
   void add_values(const RowTile& tile, const RowTile& next) {

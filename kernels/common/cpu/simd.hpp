@@ -43,7 +43,7 @@ inline constexpr int kLanes = kSumLanes;
 inline constexpr int kParts = kLanes / kPartLanes;
 
 /// Vectors that stay in registers in an inner loop beside what is added to them.
-inline constexpr int kAccumulators = kPartLanes == 16 ? 16 : 4;
+inline constexpr int kAccumulators = kPartLanes == 16 ? 16 : (kPartLanes == 8 ? 4 : 2);
 
 template <class T, int kCount>
 using Vector [[gnu::vector_size(sizeof(T) * kCount)]] = T;
@@ -192,6 +192,37 @@ CLUSTERKV_SIMD Floats load_row(const std::byte* from) {
   }
 }
 
+/// Whether load_lanes() has an order of its own: the halves of 32 bits are widened by one instruction
+/// each, but come apart.
+template <DType kDType>
+inline constexpr bool kApart = kParts > 1 && kDType == DType::kBF16;
+
+/// Which of 16 stored elements is in a lane of load_lanes().
+template <DType kDType>
+constexpr int lane_element(int lane) {
+  if (!kApart<kDType>) return lane;
+  const int part = lane / kPartLanes;
+  return part / 2 * 2 * kPartLanes + 2 * (lane % kPartLanes) + part % 2;
+}
+
+/// 16 stored elements of a row in the order that is quickest to load.
+template <DType kDType>
+CLUSTERKV_SIMD Floats load_lanes(const std::byte* from) {
+  if constexpr (kApart<kDType>) {
+    using Pairs = Vector<std::uint32_t, kPartLanes>;
+    Floats v;
+    for (int i = 0; i < kParts; i += 2) {
+      Pairs pairs;
+      std::memcpy(&pairs, from + i / 2 * static_cast<int>(sizeof pairs), sizeof pairs);
+      v.part[i] = std::bit_cast<Part>(pairs << 16);
+      v.part[i + 1] = std::bit_cast<Part>(pairs & 0xffff0000U);
+    }
+    return v;
+  } else {
+    return load_row<kDType>(from);
+  }
+}
+
 /// 16 bytes with their sign.
 CLUSTERKV_SIMD Floats load_bytes(const std::byte* from) {
 #if defined(__AVX512F__)
@@ -225,23 +256,29 @@ CLUSTERKV_SIMD Quad fold(const Floats& v) {
   return (v.part[0] + v.part[2]) + (v.part[1] + v.part[3]);
 #endif
 }
-CLUSTERKV_SIMD IntQuad fold(const Ints& v) {
+CLUSTERKV_SIMD IntQuad fold(IntPart v) {
 #if defined(__AVX512F__)
-  const auto whole = reinterpret_cast<__m512i>(v.part[0]);
+  const auto whole = reinterpret_cast<__m512i>(v);
   const __m256i half =
       _mm256_add_epi32(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1));
   return reinterpret_cast<IntQuad>(
       _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 #elif defined(__AVX2__)
-  const auto half = reinterpret_cast<__m256i>(v.part[0] + v.part[1]);
+  const auto half = reinterpret_cast<__m256i>(v);
   return reinterpret_cast<IntQuad>(
       _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
 #else
-  return (v.part[0] + v.part[2]) + (v.part[1] + v.part[3]);
+  return v;
 #endif
 }
 
 #if defined(__AVX512F__)
+CLUSTERKV_SIMD __m512 whole(const Floats& v) {
+  return v.part[0];
+}
+CLUSTERKV_SIMD __m512 whole(IntPart v) {
+  return std::bit_cast<__m512>(v);
+}
 /// a + b, of floats or of integers in float registers.
 template <class V>
 CLUSTERKV_SIMD __m512 sum_of(__m512 a, __m512 b) {
@@ -271,19 +308,19 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
   if constexpr (kRows == 4 && kColumns == 4) {
     // The same additions on whole registers. In each step two registers become one with a half, then a
     // quarter, ... of the partial sums of both.
-    __m512 whole[8];
+    __m512 half[8];
     for (int j = 0; j < 4; ++j) {
       for (int i = 0; i < 4; i += 2) {
-        const auto a = std::bit_cast<__m512>(v[i][j].part[0]);
-        const auto b = std::bit_cast<__m512>(v[i + 1][j].part[0]);
-        whole[2 * j + i / 2] =
+        const __m512 a = whole(v[i][j]);
+        const __m512 b = whole(v[i + 1][j]);
+        half[2 * j + i / 2] =
             sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
       }
     }
     __m512 column[4];
     for (int j = 0; j < 4; ++j) {
-      const __m512 a = whole[2 * j];
-      const __m512 b = whole[2 * j + 1];
+      const __m512 a = half[2 * j];
+      const __m512 b = half[2 * j + 1];
       column[j] = sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
     }
     __m512 pair[2];
@@ -310,81 +347,58 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
 }
 
 // ------------------------------------------------------------------ products of 16-bit integers
-inline constexpr int kWordLanes = 2 * kLanes;
-using WordPart = Vector<std::int16_t, 2 * kPartLanes>;
-struct Words {
-  WordPart part[kParts];
-};
+// Sums of integers do not depend on their order: one register takes all products of a row.
+inline constexpr int kWordLanes = 2 * kPartLanes;
+using Words = Vector<std::int16_t, kWordLanes>;
 
 CLUSTERKV_SIMD Words load_words(const std::int16_t* from) {
   Words v;
-  for (int i = 0; i < kParts; ++i) {
-    std::memcpy(&v.part[i], from + i * 2 * kPartLanes, sizeof(WordPart));
-  }
+  std::memcpy(&v, from, sizeof v);
   return v;
 }
-CLUSTERKV_SIMD void store(const Words& v, std::int16_t* to) {
-  for (int i = 0; i < kParts; ++i) {
-    std::memcpy(to + i * 2 * kPartLanes, &v.part[i], sizeof(WordPart));
-  }
-}
 
-/// The first 16 or 32 of 32 bytes with their sign, and zeros.
+/// The first kCount of kWordLanes bytes with their sign, and zeros. Nothing behind them is read.
 template <int kCount>
 CLUSTERKV_SIMD Words widen_bytes(const std::int8_t* from) {
-  static_assert(kCount == kLanes || kCount == kWordLanes);
-  Words v = {};
 #if defined(__AVX512F__)
-  __m256i bytes;
-  if constexpr (kCount == kWordLanes) {
-    bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  } else {
-    bytes = _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  }
-  v.part[0] = reinterpret_cast<WordPart>(_mm512_cvtepi8_epi16(bytes));
-#elif defined(__AVX2__)
-  for (int i = 0; i < kCount / 16; ++i) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from) + i);
-    v.part[i] = reinterpret_cast<WordPart>(_mm256_cvtepi8_epi16(bytes));
-  }
+  static_assert(kCount == 0 || kCount == 16 || kCount == 32);
+  const auto* bytes = reinterpret_cast<const __m128i*>(from);
+  const __m256i all = kCount == 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))
+                                   : _mm256_zextsi128_si256(_mm_loadu_si128(bytes));
+  return reinterpret_cast<Words>(_mm512_cvtepi8_epi16(all));
 #else
-  for (int i = 0; i < kCount / 8; ++i) {
-    Vector<std::int8_t, 8> bytes;
-    std::memcpy(&bytes, from + 8 * i, sizeof bytes);
-    v.part[i] = __builtin_convertvector(bytes, WordPart);
-  }
+  static_assert(kCount == 0 || kCount == kWordLanes);
+#if defined(__AVX2__)
+  return reinterpret_cast<Words>(
+      _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  Vector<std::int8_t, kWordLanes> bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Words);
 #endif
-  return v;
+#endif
 }
 
-/// Adds products of neighbours to 16 sums; no product of this library overflows.
-CLUSTERKV_SIMD Ints dot_words(const Ints& sum, const Words& a, const Words& b) {
-  Ints total;
-  for (int i = 0; i < kParts; ++i) {
+/// Adds products of neighbours; no product of this library overflows.
+CLUSTERKV_SIMD IntPart dot_words(IntPart sum, Words a, Words b) {
 #if defined(__AVX512VNNI__)
-    total.part[i] = reinterpret_cast<IntPart>(_mm512_dpwssd_epi32(
-        reinterpret_cast<__m512i>(sum.part[i]), reinterpret_cast<__m512i>(a.part[i]),
-        reinterpret_cast<__m512i>(b.part[i])));
+  return reinterpret_cast<IntPart>(_mm512_dpwssd_epi32(
+      reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX512F__)
-    total.part[i] = sum.part[i] + reinterpret_cast<IntPart>(
-                                      _mm512_madd_epi16(reinterpret_cast<__m512i>(a.part[i]),
-                                                        reinterpret_cast<__m512i>(b.part[i])));
+  return sum + reinterpret_cast<IntPart>(
+                   _mm512_madd_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
 #elif defined(__AVX2__)
-    total.part[i] = sum.part[i] + reinterpret_cast<IntPart>(
-                                      _mm256_madd_epi16(reinterpret_cast<__m256i>(a.part[i]),
-                                                        reinterpret_cast<__m256i>(b.part[i])));
+  return sum + reinterpret_cast<IntPart>(
+                   _mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 #elif defined(__SSE2__)
-    total.part[i] = sum.part[i] +
-                    reinterpret_cast<IntPart>(_mm_madd_epi16(reinterpret_cast<__m128i>(a.part[i]),
-                                                             reinterpret_cast<__m128i>(b.part[i])));
+  return sum + reinterpret_cast<IntPart>(
+                   _mm_madd_epi16(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b)));
 #else
-    for (int j = 0; j < kPartLanes; ++j) {
-      total.part[i][j] = sum.part[i][j] + a.part[i][2 * j] * b.part[i][2 * j] +
-                         a.part[i][2 * j + 1] * b.part[i][2 * j + 1];
-    }
-#endif
+  for (int j = 0; j < kPartLanes; ++j) {
+    sum[j] += a[2 * j] * b[2 * j] + a[2 * j + 1] * b[2 * j + 1];
   }
-  return total;
+  return sum;
+#endif
 }
 
 // ------------------------------------------------------------------------- products of bf16 rows

@@ -18,9 +18,10 @@
 namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
-/// Clusters, and heads, whose products are formed at once.
+/// Clusters, and heads, whose products are finished at once; clusters whose sums are in registers.
 constexpr int kTile = 4;
-constexpr int kTileHeads = simd::kAccumulators / kTile;
+constexpr int kTileHeads = 4;
+constexpr int kFlight = simd::kParts == 1 ? 4 : 2;
 using BlockScores = float[kBlockClusters];
 
 /// The queries of a pass as two int8 planes in one 16-bit integer: products with int8 centroids are
@@ -34,24 +35,18 @@ class IntQueries {
 
   /// z of clusters [first, first + kTile) of a block, for every head.
   void score(const std::byte* centroids, const float* centroid_scale, int first, BlockScores* z) {
-    const auto* bytes = reinterpret_cast<const std::int8_t*>(centroids) + first * kHeadDim;
-    for (int c = 0; c < kTile; ++c, bytes += kHeadDim) {
-      int d = 0;
-      for (; d + simd::kWordLanes <= kHeadDim; d += simd::kWordLanes) {
-        simd::store(simd::widen_bytes<simd::kWordLanes>(bytes + d), centroid_[c] + d);
-      }
-      if (d < kHeadDim) simd::store(simd::widen_bytes<simd::kLanes>(bytes + d), centroid_[c] + d);
-    }
+    const auto* rows = reinterpret_cast<const std::int8_t*>(centroids) + first * kHeadDim;
     simd::Quad scale;
     std::memcpy(&scale, centroid_scale + first, sizeof scale);
     int g = 0;
-    for (; g + kTileHeads <= heads_; g += kTileHeads) multiply<kTileHeads>(g, scale, first, z);
-    for (; g < heads_; ++g) multiply<1>(g, scale, first, z);
+    for (; g + kTileHeads <= heads_; g += kTileHeads)
+      multiply<kTileHeads>(g, rows, scale, first, z);
+    for (; g < heads_; ++g) multiply<1>(g, rows, scale, first, z);
   }
 
  private:
-  static constexpr int kWords =
-      (kHeadDim + simd::kWordLanes - 1) / simd::kWordLanes * simd::kWordLanes;
+  static constexpr int kStep = simd::kWordLanes;
+  static constexpr int kWords = (kHeadDim + kStep - 1) / kStep * kStep;
 
   void quantise(int g, const float* query, float scale) {
     float max_abs = 0.0F;
@@ -66,16 +61,10 @@ class IntQueries {
   }
 
   template <int kGroup>
-  CLUSTERKV_SIMD void multiply(int head, const simd::Quad& scale, int first, BlockScores* z) const {
-    simd::Ints sum[kGroup][kTile] = {};
-    for (int d = 0; d < kWords; d += simd::kWordLanes) {
-      simd::Words centroid[kTile];
-      for (int c = 0; c < kTile; ++c) centroid[c] = simd::load_words(centroid_[c] + d);
-      for (int g = 0; g < kGroup; ++g) {
-        const simd::Words q = simd::load_words(query_[head + g] + d);
-        for (int c = 0; c < kTile; ++c) sum[g][c] = simd::dot_words(sum[g][c], centroid[c], q);
-      }
-    }
+  CLUSTERKV_SIMD void multiply(int head, const std::int8_t* rows, const simd::Quad& scale,
+                               int first, BlockScores* z) const {
+    simd::IntPart sum[kGroup][kTile];
+    for (int c = 0; c < kTile; c += kFlight) add_products(head, rows, c, sum);
     simd::IntQuad dot[kGroup][1];
     simd::tree_sums(sum, dot);
     for (int g = 0; g < kGroup; ++g) {
@@ -85,10 +74,34 @@ class IntQueries {
     }
   }
 
+  /// Of clusters [c, c + kFlight).
+  template <int kGroup>
+  CLUSTERKV_SIMD void add_products(int head, const std::int8_t* rows, int c,
+                                   simd::IntPart (&sum)[kGroup][kTile]) const {
+    simd::IntPart lanes[kGroup][kFlight] = {};
+#pragma GCC unroll 1
+    for (int d = 0; d < kWords; d += kStep) {
+      simd::Words centroid[kFlight];
+      for (int i = 0; i < kFlight; ++i) {
+        const std::int8_t* bytes = rows + (c + i) * kHeadDim + d;
+        centroid[i] = d + kStep <= kHeadDim ? simd::widen_bytes<kStep>(bytes)
+                                            : simd::widen_bytes<kHeadDim % kStep>(bytes);
+      }
+      for (int g = 0; g < kGroup; ++g) {
+        const simd::Words q = simd::load_words(query_[head + g] + d);
+        for (int i = 0; i < kFlight; ++i) {
+          lanes[g][i] = simd::dot_words(lanes[g][i], centroid[i], q);
+        }
+      }
+    }
+    for (int g = 0; g < kGroup; ++g) {
+      for (int i = 0; i < kFlight; ++i) sum[g][c + i] = lanes[g][i];
+    }
+  }
+
   int heads_;
   float factor_[kMaxPassHeads];  ///< turns a product into z, without the centroid's scale
   alignas(64) std::int16_t query_[kMaxPassHeads][kWords] = {};
-  alignas(64) std::int16_t centroid_[kTile][kWords];
 };
 
 /// The queries of a pass for centroids of floating point: sums in the order of dot_fixed().
@@ -102,16 +115,17 @@ class FloatQueries {
   void score(const std::byte* centroids, const float*, int first, BlockScores* z) {
     const std::byte* rows = centroids + first * kRowBytes;
     int g = 0;
-    for (; g + kTileHeads <= heads_; g += kTileHeads) multiply<kTileHeads>(g, rows, first, z);
+    for (; g + kGroup <= heads_; g += kGroup) multiply<kGroup>(g, rows, first, z);
     for (; g < heads_; ++g) multiply<1>(g, rows, first, z);
   }
 
  private:
+  static constexpr int kGroup = simd::kAccumulators < kTile ? 1 : simd::kAccumulators / kTile;
   static constexpr int kRowBytes = kHeadDim * static_cast<int>(size_of(kStored));
 
-  template <int kGroup>
+  template <int kHeads>
   CLUSTERKV_SIMD void multiply(int head, const std::byte* rows, int first, BlockScores* z) const {
-    simd::Floats sum[kGroup][kTile];
+    simd::Floats sum[kHeads][kTile];
     for (auto& of_head : sum) {
       for (simd::Floats& lanes : of_head) lanes = simd::broadcast(0.0F);
     }
@@ -121,14 +135,14 @@ class FloatQueries {
         centroid[c] =
             simd::load_row<kStored>(rows + c * kRowBytes + d * static_cast<int>(size_of(kStored)));
       }
-      for (int g = 0; g < kGroup; ++g) {
+      for (int g = 0; g < kHeads; ++g) {
         const simd::Floats q = simd::load(query_ + (head + g) * kHeadDim + d);
         for (int c = 0; c < kTile; ++c) sum[g][c] = sum[g][c] + q * centroid[c];
       }
     }
-    simd::Quad dot[kGroup][1];
+    simd::Quad dot[kHeads][1];
     simd::tree_sums(sum, dot);
-    for (int g = 0; g < kGroup; ++g) {
+    for (int g = 0; g < kHeads; ++g) {
       const simd::Quad scores = dot[g][0] * factor_;
       std::memcpy(z[head + g] + first, &scores, sizeof scores);
     }
