@@ -97,7 +97,7 @@ void FilledCache::make_rows() {
 /// Each head asks for the topic of a token. At this scale about as many value means are read
 /// as with recorded keys: a fifth of them.
 void FilledCache::make_queries() {
-  constexpr float kScale = 0.55F;
+  constexpr float kScale = 0.62F;
   out_.resize(static_cast<std::size_t>(shape_.batch * num_q_heads_ * kHeadDim));
   for (int number = 0; number < kQueries * shape_.batch * num_q_heads_; ++number) {
     const std::uint64_t token =

@@ -51,7 +51,9 @@ CLUSTERKV_HD inline float softmax_factor(float block_max, float max, float sum) 
 
 /// Order-preserving key of a vote. Votes are >= 0, so their bits compare as they do; NaN is last.
 CLUSTERKV_HD inline std::uint32_t vote_key(float vote) {
-  return vote > 0.0F ? std::bit_cast<std::uint32_t>(vote) : 0U;
+  const auto bits = std::bit_cast<std::uint32_t>(vote);
+  // Infinity is the highest; NaN and signs lie above it. A mask, so that loops become vectors.
+  return bits & (0U - static_cast<std::uint32_t>(bits <= 0x7f800000U));
 }
 
 /// Order-preserving key of any score; the zeros are equal, NaN is last.

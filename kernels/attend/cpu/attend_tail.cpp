@@ -101,10 +101,15 @@ class TailPiece {
 
   /// The value means of the clusters with bits in `kept`, and a pass's weights for them.
   struct Means {
+    static constexpr int kRowBytes = kHeadDim * ValueMean<kIndex>::kBytes;
+    static constexpr int kLineBytes = 64;
+
     Means(const std::byte* first, std::uint64_t kept) {
       for (; kept != 0; kept &= kept - 1) {
         cluster[count] = std::countr_zero(kept);
-        rows[count] = first + cluster[count] * kHeadDim * ValueMean<kIndex>::kBytes;
+        rows[count] = first + cluster[count] * kRowBytes;
+        // They arrive while the masses are formed.
+        for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(rows[count] + at);
         ++count;
       }
     }
@@ -125,8 +130,8 @@ class TailPiece {
     std::int32_t keeps[kBlockClusters];
     for (int c = 0; c < kBlockClusters; ++c) {
       const float mass = size[c] * e[c] * block_factor;
-      const bool is = is_kept(mass, total(g).mass, p_.tail_share);
-      keeps[c] = is && left[c] > 0.0F ? 1 : 0;
+      keeps[c] = static_cast<int>(is_kept(mass, total(g).mass, p_.tail_share)) &
+                 static_cast<int>(left[c] > 0.0F);  // no branch: a vector of them
     }
     std::uint64_t bits = 0;
     for (int c = 0; c < kBlockClusters; ++c) bits |= static_cast<std::uint64_t>(keeps[c]) << c;

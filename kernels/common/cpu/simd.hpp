@@ -82,8 +82,10 @@ CLUSTERKV_SIMD Floats load(const void* from) {
   return v;
 }
 
-CLUSTERKV_SIMD void store(const Floats& v, float* to) {
-  for (int i = 0; i < kParts; ++i) std::memcpy(to + i * kPartLanes, &v.part[i], sizeof(Part));
+CLUSTERKV_SIMD void store(const Floats& v, void* to) {
+  for (int i = 0; i < kParts; ++i) {
+    std::memcpy(static_cast<std::byte*>(to) + i * sizeof(Part), &v.part[i], sizeof(Part));
+  }
 }
 
 CLUSTERKV_SIMD Floats operator+(const Floats& a, const Floats& b) {

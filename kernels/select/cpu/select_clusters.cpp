@@ -8,6 +8,7 @@
 // Bound:   the scores, which come from the L2 cache.
 #include <algorithm>
 
+#include "kernels/common/cpu/simd.hpp"
 #include "kernels/select/cpu/ops.hpp"
 #include "kernels/select/rules.hpp"
 
@@ -62,25 +63,30 @@ class Chooser {
         totals_[first + g] = combine_blocks(row_, scores_, kv_head_, group_, first + g, &sum[g]);
         max[g] = totals_[first + g].max;
       }
-      for (int block = 0; block < row_.num_blocks; ++block)
-        add_votes(block, first, heads, max, sum);
+      for (int block = 0; block < row_.num_blocks; ++block) {
+        float factor[kMaxPassHeads];
+        for (int g = 0; g < heads; ++g) {
+          const std::int64_t at = block_of_scores(block, first + g);
+          factor[g] = softmax_factor(scores_.blocks[at].max, max[g], sum[g]);
+        }
+        add_votes(block, first, heads, factor);
+      }
     }
-    for (int c = 0; c < row_.num_blocks * kBlockClusters; ++c) {
-      scratch_.keys[c] = vote_key(std::bit_cast<float>(scratch_.keys[c]));
-    }
+    std::uint32_t* keys = scratch_.keys;
+    const std::int64_t clusters = std::int64_t{row_.num_blocks} * kBlockClusters;
+    for (std::int64_t c = 0; c < clusters; ++c) keys[c] = vote_key(std::bit_cast<float>(keys[c]));
   }
 
-  void add_votes(int block, int first, int heads, const float* max, const float* sum) {
+  void add_votes(int block, int first, int heads, const float* factor) {
     std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
-    float vote[kBlockClusters] = {};
-    for (int c = 0; c < kBlockClusters && first > 0; ++c) vote[c] = std::bit_cast<float>(keys[c]);
-    for (int g = 0; g < heads; ++g) {
-      const std::int64_t at = block_of_scores(block, first + g);
-      const float factor = softmax_factor(scores_.blocks[at].max, max[g], sum[g]);
-      const float* e = scores_.e + at * kBlockClusters;
-      for (int c = 0; c < kBlockClusters; ++c) vote[c] = vote[c] + e[c] * factor;
+    const float* e = scores_.e + block_of_scores(block, first) * kBlockClusters;
+    for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+      simd::Floats vote = first > 0 ? simd::load(keys + c) : simd::broadcast(0.0F);
+      for (int g = 0; g < heads; ++g) {
+        vote = vote + simd::load(e + g * kBlockClusters + c) * simd::broadcast(factor[g]);
+      }
+      simd::store(vote, keys + c);
     }
-    for (int c = 0; c < kBlockClusters; ++c) keys[c] = std::bit_cast<std::uint32_t>(vote[c]);
   }
 
   void score_keys() {
@@ -159,7 +165,9 @@ class Chooser {
     for (std::uint32_t bit = 1U << 31; bit != 0; bit >>= 1) {
       const std::uint32_t trial = pivot | bit;
       std::int32_t rows = 0;
-      for (int i = 0; i < kept_; ++i) rows += scratch_.keys[i] >= trial ? scratch_.sizes[i] : 0;
+      for (int i = 0; i < kept_; ++i) {  // without a branch, which compilers would keep
+        rows += scratch_.sizes[i] & -static_cast<std::int32_t>(scratch_.keys[i] >= trial);
+      }
       if (rows >= budget) pivot = trial;
     }
     return pivot;
