@@ -102,7 +102,8 @@ TEST_F(Synth, IsTheSameFileForTheSameSeed) {
   EXPECT_EQ(read(a), read(b));
   options.seed = 2;
   write_synth(b, options);
-  EXPECT_NE(read(a), read(b));
+  constexpr std::size_t kTail = 4096;  // of the data: the header names the seed
+  EXPECT_NE(read(a).substr(read(a).size() - kTail), read(b).substr(read(b).size() - kTail));
   EXPECT_NE(read(a).find("synthetic"), std::string::npos);
   std::filesystem::remove(a);
   std::filesystem::remove(b);
