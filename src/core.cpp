@@ -18,52 +18,15 @@ using runtime::kFloatTypes;
 
 namespace {
 
-CacheConfig checked(const CacheConfig& config, Backend backend, Rows rows) {
-  runtime::check_config(config, backend);
-  CacheConfig result = runtime::resolved(config);
-  if (rows == Rows::kElsewhere) result.store.residency = Residency::kDevice;
-  const StoreConfig& store = result.store;
-  if (store.residency == Residency::kHost && store.host_bytes > 0) {
-    const std::size_t needed =
-        recall::RowArena::bytes(result.model, runtime::capacity_of(result).row_pages);
-    if (needed > store.host_bytes) {
-      fail<ConfigError>("store.host_bytes: {}, expected 0 or at least the {} of max_tokens {}",
-                        store.host_bytes, needed, result.max_tokens);
-    }
-  }
-  return result;
-}
-
-std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows) {
-  return rows == Rows::kKept ? capacity.row_pages : 0;
-}
-
 long long number(SequenceId id) {
   return static_cast<long long>(id);
 }
 
 }  // namespace
 
-MemoryNeeds Core::needs(const CacheConfig& config, Backend backend, const PlanLimits& limits,
-                        Rows rows) {
-  const CacheConfig c = checked(config, backend, rows);
-  runtime::check_limits(limits);
-  const runtime::Capacity capacity = runtime::capacity_of(c);
-  const std::size_t stored = recall::RowArena::bytes(c.model, stored_pages(capacity, rows));
-  const bool on_host = c.store.residency == Residency::kHost;
-  MemoryNeeds needs;
-  needs.device_bytes = index::ClusterIndex::bytes(c, capacity) +
-                       recall::RowArena::bytes(c.model, capacity.live_pages) +
-                       recall::SlotPools::bytes(c, capacity) + Sealer::initial_bytes(c) +
-                       (on_host ? 0 : stored);
-  needs.host_bytes = on_host ? stored : 0;
-  needs.workspace_bytes = scratch_bytes(c, limits);
-  return needs;
-}
-
 Core::Core(const CacheConfig& config, const Resources& resources, Rows rows)
     : config_(config),
-      resolved_(checked(config, resources.backend, rows)),
+      resolved_(checked_config(config, resources.backend, rows)),
       rows_(rows),
       capacity_(runtime::capacity_of(resolved_)),
       own_executor_(resources.executor == nullptr ? make_thread_pool() : nullptr),
@@ -124,7 +87,7 @@ DecodePlan Core::plan(std::span<const StepRow> rows, const PlanLimits& limits,
                       const Workspace& workspace) {
   runtime::check_limits(limits);
   check_rows(rows, limits);
-  const std::size_t needed = scratch_bytes(resolved_, limits);
+  const std::size_t needed = workspace_bytes(resolved_, limits);
   const bool aligned = reinterpret_cast<std::uintptr_t>(workspace.data) % 64 == 0;
   if (workspace.data == nullptr || workspace.bytes < needed || !aligned) {
     fail<CapacityError>("workspace: {} bytes at {}, expected at least {} bytes aligned to 64",
@@ -187,16 +150,17 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits) {
   }
   std::int64_t new_tokens = 0;
   std::int64_t stored_tokens = 0;
+  ++check_number_;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const StepRow& row = rows[i];
     check_row(row, limits);
     new_tokens += row.num_new_tokens;
     if (row.id == kNoSequence) continue;
     stored_tokens += row.num_new_tokens;
-    for (std::size_t j = 0; j < i; ++j) {
-      if (rows[j].id != row.id) continue;
-      fail<ShapeError>("rows: sequence {} is in rows {} and {}, expected once", number(row.id), j,
-                       i);
+    const int before = find_or_null(row.id)->claim(check_number_, static_cast<int>(i));
+    if (before >= 0) {
+      fail<ShapeError>("rows: sequence {} is in rows {} and {}, expected once", number(row.id),
+                       before, i);
     }
   }
   if (new_tokens > limits.max_new_tokens) {

@@ -11,6 +11,7 @@
 
 #include "clusterkv/kv_cache.hpp"
 #include "src/index/cluster_index.hpp"
+#include "src/needs.hpp"
 #include "src/plan.hpp"
 #include "src/recall/recall_stage.hpp"
 #include "src/recall/row_stores.hpp"
@@ -20,13 +21,8 @@
 
 namespace clusterkv {
 
-/// Whether clustered rows are kept, or stay in the engine's pool.
-enum class Rows : std::uint8_t { kKept, kElsewhere };
-
 class Core {
  public:
-  static MemoryNeeds needs(const CacheConfig& config, Backend backend, const PlanLimits& limits,
-                           Rows rows);
   Core(const CacheConfig& config, const Resources& resources, Rows rows);
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
@@ -91,6 +87,7 @@ class Core {
   std::int64_t next_id_ = 0;
   std::int64_t live_tokens_ = 0;
   std::uint32_t plan_number_ = 0;
+  std::uint64_t check_number_ = 0;  ///< of check_rows(); marks the sequences it has seen
   Values values_ = Values::kUnknown;
   CacheStats stats_;
   std::vector<int> seal_sizes_;  ///< scratch of check_rows()

@@ -9,7 +9,6 @@
 #include "src/core.hpp"
 #include "src/layer_step.hpp"
 #include "src/read_rows.hpp"
-#include "src/runtime/check_config.hpp"
 #include "src/selection.hpp"
 
 namespace clusterkv {
@@ -27,7 +26,7 @@ void ClusterKVCache::append(int layer, const DecodePlan& plan, const TensorView&
 void ClusterKVCache::attend(int layer, const DecodePlan& plan, const AttendArgs& args,
                             Stream stream) {
   LayerStep step(impl_->core, layer, plan, args.query, stream);
-  step.check_out(args.out);
+  step.check_args(args);
   step.score();
   step.choose();
   step.recall();
@@ -45,7 +44,7 @@ Selection ClusterKVCache::select(int layer, const DecodePlan& plan, const Tensor
 void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan, const Selection& selection,
                                      const AttendArgs& args, Stream stream) {
   LayerStep step(impl_->core, layer, plan, args.query, stream);
-  step.check_out(args.out);
+  step.check_args(args);
   step.adopt(selection);
   step.score();
   step.recall();
@@ -67,12 +66,12 @@ void ClusterKVCache::read_rows(int layer, SequenceId id, std::int64_t first, std
 // --------------------------------------------------------------------- sequences and creation
 
 Support ClusterKVCache::supports(const CacheConfig& config, Backend backend) noexcept {
-  return runtime::find_support(config, backend);
+  return find_support(config, backend, Rows::kKept);
 }
 
 MemoryNeeds ClusterKVCache::memory_needs(const CacheConfig& config, Backend backend,
                                          const PlanLimits& limits) {
-  return Core::needs(config, backend, limits, Rows::kKept);
+  return find_needs(config, backend, limits, Rows::kKept);
 }
 
 ClusterKVCache::ClusterKVCache(const CacheConfig& config, const Resources& resources)

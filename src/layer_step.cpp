@@ -57,6 +57,15 @@ void LayerStep::check_out(const AttentionOut& out) const {
   if (!out.lse.empty()) check_tensor(out.lse, {"lse", {rows, model_.num_q_heads}, {DType::kF32}});
 }
 
+void LayerStep::check_args(const AttendArgs& args) const {
+  if (!args.sink_logits.empty()) {
+    fail<ConfigError>(
+        "sink_logits: rank {}, expected none: learned sinks are not part of this version",
+        args.sink_logits.rank);
+  }
+  check_out(args.out);
+}
+
 // ------------------------------------------------------------------------------------ select
 
 select::ScoreParams LayerStep::score_params() const {

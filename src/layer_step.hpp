@@ -24,6 +24,9 @@ class LayerStep {
 
   /// \throws ShapeError, DTypeError
   void check_out(const AttentionOut& out) const;
+  /// check_out(), and nothing is asked for that is not part of this version.
+  /// \throws ConfigError  if there are learned sinks
+  void check_args(const AttendArgs& args) const;
 
   void score();   ///< centroids against queries
   void choose();  ///< top clusters up to the budget

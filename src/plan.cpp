@@ -8,16 +8,16 @@ namespace clusterkv {
 Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
   const ModelShape& m = config.model;
   const Capacity capacity = runtime::capacity_of(config);
-  const auto rows = static_cast<std::size_t>(limits.max_rows);
-  const auto q_heads = static_cast<std::size_t>(m.num_q_heads);
-  const auto heads = static_cast<std::size_t>(capacity.selection_heads);
-  const auto head_dim = static_cast<std::size_t>(m.head_dim);
+  const Size rows = limits.max_rows;
+  const Size q_heads = m.num_q_heads;
+  const Size heads = capacity.selection_heads;
+  const Size head_dim = m.head_dim;
   const int list = runtime::list_capacity(config, limits);
-  const std::size_t entries = rows * heads * static_cast<std::size_t>(list);
-  const auto blocks = static_cast<std::size_t>(capacity.blocks);
-  const std::size_t clusters = blocks * kBlockClusters;
+  const Size entries = rows * heads * list;
+  const Size blocks = capacity.blocks;
+  const Size clusters = blocks * kBlockClusters;
   const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
-  const std::size_t pieces = rows * q_heads * attend::kMaxPieces;
+  const Size pieces = rows * q_heads * attend::kMaxPieces;
 
   Scratch s{};
   s.query = carver.take<float>(rows * q_heads * head_dim);
@@ -44,7 +44,7 @@ Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimit
   s.item_starts = carver.take<std::int32_t>(rows * q_heads + 1);
   if (capacity.slots > 0) {
     s.copies = carver.take<recall::QuadCopy>(entries);
-    s.recall_plans = carver.take<recall::RecallPlan>(static_cast<std::size_t>(m.num_kv_heads));
+    s.recall_plans = carver.take<recall::RecallPlan>(m.num_kv_heads);
     s.retain_from = carver.take<std::uint32_t>(rows);
   }
   return s;

@@ -8,7 +8,6 @@
 #include "src/layer_step.hpp"
 #include "src/paged_export.hpp"
 #include "src/runtime/check.hpp"
-#include "src/runtime/check_config.hpp"
 #include "src/selection.hpp"
 
 namespace clusterkv {
@@ -65,12 +64,12 @@ void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selectio
 // --------------------------------------------------------------------- sequences and creation
 
 Support ClusterSelector::supports(const CacheConfig& config, Backend backend) noexcept {
-  return runtime::find_support(config, backend);
+  return find_support(config, backend, Rows::kElsewhere);
 }
 
 MemoryNeeds ClusterSelector::memory_needs(const CacheConfig& config, Backend backend,
                                           const PlanLimits& limits) {
-  return Core::needs(config, backend, limits, Rows::kElsewhere);
+  return find_needs(config, backend, limits, Rows::kElsewhere);
 }
 
 ClusterSelector::ClusterSelector(const CacheConfig& config, const Resources& resources)

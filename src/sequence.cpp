@@ -40,6 +40,13 @@ int Sequence::num_sinks() const {
   return static_cast<int>(std::min<std::int64_t>(config_.sink_tokens, length_));
 }
 
+int Sequence::claim(std::uint64_t check, int row) {
+  const int before = claimed_in_ == check ? claimed_by_ : -1;
+  claimed_in_ = check;
+  claimed_by_ = row;
+  return before;
+}
+
 void Sequence::decide_seals(const StepRow& row, std::vector<int>& num_tokens) const {
   num_tokens.clear();
   const bool decode = row.phase == Phase::kDecode;

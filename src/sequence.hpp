@@ -53,6 +53,10 @@ class Sequence {
   /// Reserves page tables for the longest sequence the cache may hold.
   Sequence(SequenceId id, const CacheConfig& config, const Capacity& capacity);
 
+  /// Notes that row `row` of the check numbered `check` names this sequence. Returns the row of the
+  /// same check that did before; -1 if there was none.
+  int claim(std::uint64_t check, int row);
+
   /// What begin_step() will do, without doing it: token counts of the segments to be sealed.
   void decide_seals(const StepRow& row, std::vector<int>& num_tokens) const;
 
@@ -104,6 +108,8 @@ class Sequence {
   void add_segment(int num_tokens, Phase phase, PagePools& pools);
 
   SequenceId id_;
+  std::uint64_t claimed_in_ = 0;  ///< number of a check of a step's rows
+  int claimed_by_ = -1;           ///< row of that check
   ClusterConfig config_;
   std::int64_t sink_rows_;  ///< live rows set aside for sinks: whole pages
   std::int64_t length_ = 0;

@@ -111,10 +111,10 @@ class ClusterKVCache {
 
   /// Attention of the step's queries over their sequences: select, recall, attend.
   ///
-  /// \param args.query  [plan.num_query_tokens(), num_q_heads, head_dim]
-  /// \param args.out    written for every query row
+  /// \param args  query and out of plan.num_query_tokens() rows; all of out is written
   /// \throws ShapeError, DTypeError  if a tensor is not of the form given in step.hpp
   /// \throws StepError               before append() of the layer, or if the plan is stale
+  /// \throws ConfigError             if args.sink_logits is not empty
   /// Cost: reads the index (about 7 % of K and V with the standard preset), the selected rows, and
   ///       the value means that matter.
   /// Source: arXiv 2412.03213; tail and shared choice: ours (docs/paper-map.md).
@@ -129,7 +129,8 @@ class ClusterKVCache {
   /// attend() over a choice made before, by this or another layer, or by the caller. Clusters not
   /// in it go to the tail.
   /// \throws as attend(); ValueError if ids are not ascending or do not exist, or a count is not in
-  ///         1 .. the cluster's size
+  ///         1 .. the cluster's size; CapacityError if a list has more rows than the larger of the
+  ///         plan's budget and what dense_threshold makes of it
   void attend_selected(int layer, const DecodePlan& plan, const Selection& selection,
                        const AttendArgs& args, Stream stream = {});
 
@@ -142,7 +143,8 @@ class ClusterKVCache {
                  const TensorView& ids, const TensorView& counts, Stream stream = {}) const;
 
   /// Rows [first, last) of a sequence in token order, as stored: for an engine's own prefill.
-  /// \param key, value  [last - first, num_kv_heads, head_dim], f32, f16 or bf16; last stride 1
+  /// \param key    [last - first, num_kv_heads, head_dim], f32, f16 or bf16; last stride 1
+  /// \param value  the same; its dtype may differ
   /// \throws UnknownSequence, ShapeError, DTypeError; StepError before append() of the layer
   void read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
                  const TensorView& key, const TensorView& value, Stream stream = {}) const;

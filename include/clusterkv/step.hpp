@@ -69,6 +69,7 @@ struct AttentionOut {
 struct AttendArgs {
   TensorView query;  ///< [query rows, num_q_heads, head_dim], f32, f16 or bf16, any strides
   AttentionOut out;
+  TensorView sink_logits = {};  ///< learned sinks, f32 [num_q_heads]: not supported yet, so empty
 };
 
 /// The clusters each row attends to, and how many of their first rows in stored order. Rows of a

@@ -1,9 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <concepts>
 #include <cstddef>
+#include <limits>
 
 namespace clusterkv {
+
+/// A count or a number of bytes that stays at the largest value where it would wrap round, so that
+/// sizes are computed first and refused afterwards, in one place.
+class Size {
+ public:
+  template <std::integral T>
+  constexpr Size(T value) : value_(static_cast<std::size_t>(value)) {}  ///< \pre value >= 0
+
+  friend constexpr Size operator*(Size a, Size b) {
+    return b.value_ != 0 && a.value_ > kMost / b.value_ ? Size(kMost) : Size(a.value_ * b.value_);
+  }
+  friend constexpr Size operator+(Size a, Size b) {
+    return a.value_ > kMost - b.value_ ? Size(kMost) : Size(a.value_ + b.value_);
+  }
+
+  [[nodiscard]] constexpr std::size_t get() const { return value_; }
+
+  /// Whether an object of so many bytes can be.
+  [[nodiscard]] constexpr bool fits() const { return value_ <= kMost / 2; }
+
+ private:
+  static constexpr std::size_t kMost = std::numeric_limits<std::size_t>::max();
+
+  std::size_t value_;
+};
 
 /// Cuts one allocation into arrays, each aligned to 64 bytes. With null memory it only counts, so
 /// that the size of an allocation and its layout are the same code.
@@ -12,19 +39,21 @@ class Carver {
   explicit Carver(std::byte* memory) : memory_(memory) {}
 
   template <class T>
-  T* take(std::size_t count) {
-    T* result = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
-    used_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+  T* take(Size count) {
+    T* result = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_.get());
+    const Size bytes = count * sizeof(T) + (kAlignment - 1);
+    used_ = used_ + bytes.get() / kAlignment * kAlignment;
     return result;
   }
 
-  [[nodiscard]] std::size_t used() const { return used_; }
+  /// At the largest value, or near it, if there is no such size: see Size::fits().
+  [[nodiscard]] std::size_t used() const { return used_.get(); }
 
  private:
   static constexpr std::size_t kAlignment = 64;
 
   std::byte* memory_;
-  std::size_t used_ = 0;
+  Size used_ = 0;
 };
 
 }  // namespace clusterkv

@@ -2,6 +2,7 @@
 #include "clusterkv/attention.hpp"
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "kernels/attend/attend.hpp"
@@ -38,6 +39,14 @@ void check_stream(const Stream& stream) {
     fail<BackendUnavailable>("stream.backend: CUDA is not part of this version, expected kCpu");
   }
   cpu_isa();  // throws here, not in an executor's task
+}
+
+/// Tasks are numbered by int. A product of the two could overflow.
+void check_rows_and_heads(const char* name, std::int64_t rows, std::int64_t heads) {
+  constexpr std::int64_t kMost = 1 << 30;
+  if (heads > kMost || (heads > 0 && rows > kMost / heads)) {
+    fail<ShapeError>("{}: {} rows of {} heads, expected at most 2^30 together", name, rows, heads);
+  }
 }
 
 std::int32_t read_i32(const TensorView& t, std::int64_t offset) {
@@ -81,9 +90,7 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
   if (kv_heads < 1 || q_heads < 1 || q_heads % kv_heads != 0) {
     fail<ShapeError>("query: {} heads, expected a multiple of key's {}", q_heads, kv_heads);
   }
-  if (rows * q_heads > 1 << 30) {
-    fail<ShapeError>("query: {} rows of {} heads, expected at most 2^30 together", rows, q_heads);
-  }
+  check_rows_and_heads("query", rows, q_heads);
   if (!std::isfinite(args.softmax_scale) || args.softmax_scale < 0.0F) {
     fail<ValueError>("softmax_scale: {}, expected finite and >= 0", args.softmax_scale);
   }
@@ -163,12 +170,14 @@ void merge_states(std::span<const AttentionOut> parts, const AttentionOut& total
   if (head_dim > kMaxHeadDim) {
     fail<ShapeError>("parts[0].out: head_dim {}, expected at most {}", head_dim, kMaxHeadDim);
   }
+  check_rows_and_heads("parts[0].out", rows, heads);
   check_out(total, rows, heads, head_dim);
   std::vector<TensorView> outs;
   std::vector<TensorView> lses;
   for (const AttentionOut& part : parts) {
-    check_tensor(part.out, {"parts: out", {rows, heads, head_dim}, kFloatTypes});
-    check_tensor(part.lse, {"parts: lse", {rows, heads}, {DType::kF32}});
+    const std::string name = fmt::format("parts[{}]", outs.size());
+    check_tensor(part.out, {(name + ".out").c_str(), {rows, heads, head_dim}, kFloatTypes});
+    check_tensor(part.lse, {(name + ".lse").c_str(), {rows, heads}, {DType::kF32}});
     outs.push_back(part.out);
     lses.push_back(part.lse);
   }

@@ -19,14 +19,13 @@ struct Arrays {
 
 Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity& capacity) {
   const ModelShape& m = config.model;
-  const auto heads = static_cast<std::size_t>(m.num_kv_heads);
-  const auto layers = static_cast<std::size_t>(m.num_layers - count_dense_layers(config));
-  const std::size_t planes = layers * heads;
-  const std::size_t blocks = planes * static_cast<std::size_t>(capacity.blocks);
-  const std::size_t clusters = blocks * kBlockClusters;
-  const std::size_t records = planes * static_cast<std::size_t>(capacity.records);
-  const auto head_dim = static_cast<std::size_t>(m.head_dim);
-  const std::size_t row_bytes = head_dim * IndexStore::element_bytes(config.cluster.index_dtype);
+  const Size heads = m.num_kv_heads;
+  const Size planes = heads * (m.num_layers - count_dense_layers(config));
+  const Size blocks = planes * capacity.blocks;
+  const Size clusters = blocks * kBlockClusters;
+  const Size records = planes * capacity.records;
+  const Size head_dim = m.head_dim;
+  const Size row_bytes = head_dim * IndexStore::element_bytes(config.cluster.index_dtype);
   Arrays a{};
   a.store.dtype = config.cluster.index_dtype;
   a.store.head_dim = m.head_dim;
@@ -41,9 +40,7 @@ Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity&
   a.store.profile = carver.take<float>(records * head_dim);
   a.store.value_sum = carver.take<float>(records * head_dim);
   a.store.used = carver.take<std::int32_t>(records);
-  a.positions =
-      carver.take<std::uint32_t>(static_cast<std::size_t>(m.num_layers) * heads *
-                                 static_cast<std::size_t>(capacity.row_pages) * kPageRows);
+  a.positions = carver.take<std::uint32_t>(heads * m.num_layers * capacity.row_pages * kPageRows);
   return a;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/recall/recall_stage.hpp"
 
+#include "kernels/common/carve.hpp"
 #include "src/runtime/parallel.hpp"
 
 namespace clusterkv::recall {
@@ -16,17 +17,19 @@ std::int64_t num_quads(const runtime::Capacity& capacity) {
 }
 
 std::size_t plane_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
-  return static_cast<std::size_t>(capacity.slots) * kQuadRows * row_bytes(config.model);
+  return (Size(capacity.slots) * kQuadRows * row_bytes(config.model)).get();
 }
 
 std::size_t directory_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
-  return num_planes(config) * static_cast<std::size_t>(num_quads(capacity)) * sizeof(std::uint32_t);
+  return (Size(num_planes(config)) * num_quads(capacity) * sizeof(std::uint32_t)).get();
 }
 
 }  // namespace
 
 std::size_t SlotPools::bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
-  return num_planes(config) * plane_bytes(config, capacity) + directory_bytes(config, capacity);
+  return (Size(num_planes(config)) * plane_bytes(config, capacity) +
+          directory_bytes(config, capacity))
+      .get();
 }
 
 SlotPools::SlotPools(const CacheConfig& config, const runtime::Capacity& capacity,

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/recall/row_stores.hpp"
 
+#include "kernels/common/carve.hpp"
+
 namespace clusterkv::recall {
 namespace {
 
-std::size_t plane_bytes(const ModelShape& model, std::int64_t num_pages) {
-  return static_cast<std::size_t>(num_pages) * kPageRows * row_bytes(model);
+Size plane_bytes(const ModelShape& model, std::int64_t num_pages) {
+  return Size(num_pages) * kPageRows * row_bytes(model);
 }
 
 }  // namespace
@@ -15,15 +17,14 @@ std::size_t row_bytes(const ModelShape& model) {
 }
 
 std::size_t RowArena::bytes(const ModelShape& model, std::int64_t num_pages) {
-  return static_cast<std::size_t>(model.num_layers) * static_cast<std::size_t>(model.num_kv_heads) *
-         plane_bytes(model, num_pages);
+  return (Size(model.num_layers) * model.num_kv_heads * plane_bytes(model, num_pages)).get();
 }
 
 RowArena::RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResource& memory,
                    const char* what)
     : num_kv_heads_(model.num_kv_heads), memory_(memory, bytes(model, num_pages), what) {
   first_layer_.base = memory_.data();
-  first_layer_.head_stride = plane_bytes(model, num_pages);
+  first_layer_.head_stride = plane_bytes(model, num_pages).get();
   first_layer_.row_bytes = row_bytes(model);
   first_layer_.dtype = model.kv_dtype;
   first_layer_.head_dim = model.head_dim;

@@ -124,8 +124,8 @@ bool check_store(const CacheConfig& config, const Check& check) {
                s.retain_steps) &&
          check(config.max_sequences > 0 && config.max_sequences <= 1 << 20,
                "max_sequences: expected 1 .. 2^20", config.max_sequences) &&
-         check(config.max_tokens > 0 && config.max_tokens <= std::int64_t{1} << 31,
-               "max_tokens: expected 1 .. 2^31", config.max_tokens);
+         check(config.max_tokens > 0 && config.max_tokens < std::int64_t{1} << 31,
+               "max_tokens: expected 1 .. 2^31 - 1", config.max_tokens);
 }
 
 template <class Check>

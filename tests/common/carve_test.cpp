@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace clusterkv {
@@ -46,6 +47,28 @@ TEST(Carver, ArraysAreApartAndAligned) {
        {static_cast<void*>(c.a), static_cast<void*>(c.b), static_cast<void*>(c.c)}) {
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(p) % 64, 0U);
   }
+}
+
+TEST(Size, StaysAtTheLargestInsteadOfWrappingRound) {
+  constexpr std::size_t kMost = std::numeric_limits<std::size_t>::max();
+  constexpr std::size_t kHalf = std::size_t{1} << 63;
+  EXPECT_EQ((Size(6) * 7).get(), 42U);
+  EXPECT_EQ((Size(kHalf) * 2).get(), kMost);
+  EXPECT_EQ((Size(kMost) * 0).get(), 0U);
+  EXPECT_EQ((Size(std::int64_t{1} << 40) * (std::int64_t{1} << 40) * 3).get(), kMost);
+  EXPECT_EQ((Size(kMost) + 1).get(), kMost);
+  EXPECT_EQ((Size(kMost - 1) + 1).get(), kMost);
+  EXPECT_TRUE(Size(kHalf - 1).fits());
+  EXPECT_FALSE(Size(kHalf).fits());
+}
+
+TEST(Carver, CountsMoreThanThereIsWithoutWrappingRound) {
+  Carver carver(nullptr);
+  carver.take<char>(5);
+  carver.take<double>(std::size_t{1} << 61);
+  EXPECT_FALSE(Size(carver.used()).fits());
+  carver.take<double>(std::size_t{1} << 62);
+  EXPECT_FALSE(Size(carver.used()).fits());
 }
 
 }  // namespace

@@ -225,43 +225,5 @@ TEST(DecodeRange, HugeLogitsDoNotOverflow) {
   for (const float x : output.lse) ASSERT_TRUE(std::isfinite(x));
 }
 
-template <class E>
-void expect_refused(const Inputs& in, const std::function<void(DecodeArgs&)>& spoil) {
-  DecodeArgs args = in.args();
-  spoil(args);
-  Output output;
-  EXPECT_THROW(dense_decode(args, make_out(output, 2, 4, 64)), E);
-}
-
-TEST(DecodeInput, IsChecked) {
-  const Inputs in({2, 10, 4, 2, 64, DType::kF32}, 1);
-  expect_refused<ShapeError>(in, [](DecodeArgs& a) { a.query.rank = 2; });
-  expect_refused<ShapeError>(in, [](DecodeArgs& a) { a.key.shape[0] = 1; });
-  expect_refused<ShapeError>(in, [](DecodeArgs& a) { a.key.stride[3] = 2; });
-  expect_refused<ShapeError>(in, [](DecodeArgs& a) { a.value.shape[1] = 9; });
-  expect_refused<DTypeError>(in, [](DecodeArgs& a) { a.value.dtype = DType::kF16; });
-  expect_refused<DTypeError>(in, [](DecodeArgs& a) { a.key.dtype = DType::kI32; });
-  expect_refused<ValueError>(in, [](DecodeArgs& a) { a.softmax_scale = NAN; });
-  static const std::int32_t kLengths[] = {3, 11};
-  expect_refused<ValueError>(
-      in, [](DecodeArgs& a) { a.lengths = contiguous_view(kLengths, DType::kI32, {2}); });
-  const Inputs odd({2, 10, 4, 2, 72, DType::kF32}, 1);
-  Output output;
-  EXPECT_THROW(dense_decode(odd.args(), make_out(output, 2, 4, 72)), ShapeError);
-  const std::int32_t ids[] = {0, 10, 0, 1}, counts[] = {1, 1, 1, 1}, too_many[] = {1, 3, 1, 1};
-  const AttentionOut out = make_out(output, 2, 4, 64);
-  const auto sparse = [&](const std::int32_t* id, const std::int32_t* count) {
-    sparse_decode(in.args(), contiguous_view(id, DType::kI32, {2, 2, 1}),
-                  contiguous_view(count, DType::kI32, {2, 2}), out);
-  };
-  EXPECT_THROW(sparse(ids, counts), ValueError);
-  EXPECT_THROW(sparse(ids, too_many), ValueError);
-  EXPECT_THROW(merge_states({}, out), ShapeError);
-  const AttentionOut no_lse{out.out, {}};
-  EXPECT_THROW(merge_states({&no_lse, 1}, out), ShapeError);
-  EXPECT_THROW(dense_decode(in.args(), out, {Backend::kCuda, nullptr, nullptr}),
-               BackendUnavailable);
-}
-
 }  // namespace
 }  // namespace clusterkv::testing

@@ -20,6 +20,13 @@ struct ConfigFault {
   std::function<void(CacheConfig&)> spoil;
 };
 
+/// Every field as large as it may be by itself.
+void largest(CacheConfig& c) {
+  c.model = {.num_layers = 4096, .num_q_heads = 4096, .num_kv_heads = 4096, .head_dim = 256};
+  c.model.kv_dtype = DType::kF32;
+  c.max_tokens = (std::int64_t{1} << 31) - 1;
+}
+
 std::vector<ConfigFault> config_faults() {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   return {
@@ -63,6 +70,19 @@ std::vector<ConfigFault> config_faults() {
       {"max_sequences", [](CacheConfig& c) { c.max_sequences = 0; }},
       {"max_tokens", [](CacheConfig& c) { c.max_tokens = 0; }},
       {"max_tokens", [](CacheConfig& c) { c.max_tokens = std::int64_t{1} << 40; }},
+      {"max_tokens", [](CacheConfig& c) { c.max_tokens = std::int64_t{1} << 31; }},
+      {"max_tokens: expected stores of less than 2^63 bytes", largest},
+      {"max_tokens: expected stores of less than 2^63 bytes",
+       [](CacheConfig& c) {
+         largest(c);
+         c.store.residency = Residency::kHost;
+         c.select.budget_tokens = 1 << 24;
+       }},
+      {"max_sequences: expected sinks and pending tokens in at most 2^32 rows",
+       [](CacheConfig& c) {
+         c.max_sequences = 1 << 20;
+         c.cluster.sink_tokens = 1 << 24;
+       }},
   };
 }
 
@@ -80,6 +100,24 @@ TEST(BadConfig, IsRefusedByNameEverywhere) {
     EXPECT_FALSE(ClusterSelector::supports(config, Backend::kCpu).ok);
     expect_error<ConfigError>([&] { ClusterSelector selector(config); }, fault.field);
   }
+}
+
+/// A workspace that nobody has is refused by its limits; numbers at the edge do not wrap round.
+TEST(BadConfig, LimitsAtTheEdge) {
+  CacheConfig config = small_config(small_model(1, 4096, 4096, 256));
+  config.select.grouping = HeadGrouping::kPerQueryHead;
+  config.max_tokens = (std::int64_t{1} << 31) - 1;
+  config.select.dense_threshold = 3e38F;
+  EXPECT_TRUE(ClusterKVCache::supports(config, Backend::kCpu).ok);
+  expect_error<ConfigError>(
+      [&] {
+        (void)ClusterKVCache::memory_needs(config, Backend::kCpu, {1 << 20, 1, 1 << 24});
+      },
+      "limits: 1048576 rows");
+  const MemoryNeeds needs = ClusterKVCache::memory_needs(config, Backend::kCpu, {1, 1, 0});
+  // Three lists of as many entries as there are tokens, a KV head each.
+  EXPECT_GT(needs.workspace_bytes, 12ULL * 4096 * static_cast<std::size_t>(config.max_tokens));
+  EXPECT_GT(needs.device_bytes, 2048ULL * 4096 * static_cast<std::size_t>(config.max_tokens));
 }
 
 TEST(BadConfig, CudaIsUnavailableInThisBuild) {

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <limits>
+#include <string>
 
 #include "tests/support/errors.hpp"
 #include "tests/support/harness.hpp"
@@ -96,6 +97,26 @@ TEST_F(BadCall, PlanRefusesUnknownSequences) {
     expect_error<UnknownSequence>([&] { h_.cache.remove(id); }, "is not live");
     expect_error<UnknownSequence>([&] { (void)h_.cache.length(id); }, "is not live");
   }
+}
+
+TEST_F(BadCall, RemovedSequencesAreRefused) {
+  const SequenceId gone = h_.cache.add_sequence();
+  ASSERT_EQ(twin_.cache.add_sequence(), gone);
+  h_.cache.remove(gone);
+  twin_.cache.remove(gone);
+  const StepRow row{gone};
+  const std::string part = "sequence " + std::to_string(static_cast<long long>(gone));
+  expect_error<UnknownSequence>([&] { h_.cache.update(h_.plan, {&row, 1}); }, part);
+  expect_error<UnknownSequence>(
+      [&] {
+        (void)h_.cache.plan({&row, 1}, limits_, h_.workspace());
+      },
+      part);
+  expect_error<UnknownSequence>([&] { h_.cache.remove(gone); }, part);
+  expect_error<UnknownSequence>([&] { (void)h_.cache.length(gone); }, part);
+  const std::vector<float> rows(2 * 64);
+  const TensorView view = view3(rows, 1, 2, 64);
+  expect_error<UnknownSequence>([&] { h_.cache.read_rows(0, gone, 0, 1, view, view); }, part);
 }
 
 TEST_F(BadCall, PlanRefusesMoreThanThereIsRoomFor) {

@@ -18,38 +18,6 @@ namespace {
 
 constexpr int kMax = std::numeric_limits<int>::max();
 
-using Spoil = std::function<void(TensorView&)>;
-
-/// `call` with a good view, spoilt in every way.
-void expect_checked(const char* name, const TensorView& good, DType wrong,
-                    const std::function<void(TensorView)>& call) {
-  const std::vector<Spoil> shapes = {[](TensorView& t) { t.rank -= 1; },
-                                     [](TensorView& t) { t.rank = -1; },
-                                     [](TensorView& t) { t.rank = 6; },
-                                     [](TensorView& t) { t.shape[0] += 1; },
-                                     [](TensorView& t) { t.shape[1] = -1; },
-                                     [](TensorView& t) { t.shape[1] = std::int64_t{1} << 40; },
-                                     [](TensorView& t) { t.data = nullptr; },
-                                     [](TensorView& t) { t.device.kind = Device::kCuda; }};
-  for (const Spoil& spoil : shapes) {
-    TensorView bad = good;
-    spoil(bad);
-    expect_error<ShapeError>([&] { call(bad); }, name);
-  }
-  for (const DType dtype : {wrong, DType{77}}) {
-    TensorView bad = good;
-    bad.dtype = dtype;
-    expect_error<DTypeError>([&] { call(bad); }, name);
-  }
-}
-
-void expect_last_stride_checked(const char* name, const TensorView& good,
-                                const std::function<void(TensorView)>& call) {
-  TensorView bad = good;
-  bad.stride[static_cast<std::size_t>(bad.rank - 1)] = 2;
-  expect_error<ShapeError>([&] { call(bad); }, name);
-}
-
 /// A cache or selector in the middle of a step, and its twin.
 template <class Cache>
 class EntryPoints : public ::testing::Test {
@@ -199,6 +167,12 @@ TEST_F(CacheCalls, AttendChecksEveryTensor) {
     expect_last_stride_checked("out", out_.out, [&](TensorView t) {
       call({query(), {t, out_.lse}});
     });
+    const std::vector<float> sinks(4);
+    expect_error<ConfigError>(
+        [&] {
+          call({query(), out_, contiguous_view(sinks.data(), DType::kF32, {4})});
+        },
+        "sink_logits: rank 1, expected none: learned sinks are not part of this version");
   }
   EXPECT_EQ(output_.out, std::vector<float>(4 * 64, -7.0F)) << "a failed call wrote";
   EXPECT_EQ(output_.lse, std::vector<float>(4, -7.0F)) << "a failed call wrote";

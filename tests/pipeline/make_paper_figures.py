@@ -51,11 +51,10 @@ def attention(logits, values):
     return weight @ values / weight.sum()
 
 
-def errors_of_head(seed, kv_head, key, value, query, start, scale):
+def errors_of_head(starts, key, value, query, start, scale):
     """[budget, query * head]"""
     keys = key[SINKS:start]
-    num_clusters = -(-len(keys) // TOKENS_PER_CLUSTER)
-    labels = kmeans(keys, keys[random_starts(seed, 0, kv_head, SINKS, len(keys), num_clusters)])
+    labels = kmeans(keys, keys[starts])
     size = np.bincount(labels)
     mean = np.stack([keys[labels == c].mean(0) for c in range(len(size))])
     order = SINKS + np.argsort(labels, kind="stable")
@@ -81,15 +80,18 @@ def main(spec_path, trace_path):
     spec = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(spec)
     tensors, meta = spec.load_trace(trace_path)
-    layer = next(name.split(".")[1] for name in tensors if name.startswith("layers."))
+    layer = next(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
     key, value, query = (tensors[f"layers.{layer}.{name}"].astype(np.float32)
                          for name in ("key", "value", "query"))
     scale, start = float(meta["softmax_scale"]), int(meta["query_start"])
     kv_heads = int(meta["kv_heads"])
     group = int(meta["query_heads"]) // kv_heads
+    clustered = start - SINKS
+    num_clusters = -(-clustered // TOKENS_PER_CLUSTER)
     for seed in range(1, SEEDS + 1):
-        errors = [errors_of_head(seed, h, key[:, h], value[:, h],
-                                 query[:, h * group:(h + 1) * group], start, scale)
+        errors = [errors_of_head(random_starts(seed, layer, h, SINKS, clustered, num_clusters),
+                                 key[:, h], value[:, h], query[:, h * group:(h + 1) * group],
+                                 start, scale)
                   for h in range(kv_heads)]
         print("    {" + ", ".join(f"{x:.6f}" for x in np.mean(errors, axis=(0, 2))) + "},")
 

@@ -6,7 +6,7 @@
 #include <functional>
 #include <thread>
 
-#include "tests/support/harness.hpp"
+#include "tests/support/cache_fixture.hpp"
 #include "tests/support/random.hpp"
 
 namespace clusterkv::testing {
@@ -169,6 +169,32 @@ TEST_P(SameBits, WithLentThreads) {
 TEST_P(SameBits, ForAnyBatch) {
   expect_same(config_, {.others = 2});
   expect_same(config_, {.others = 2, .last_row = true});
+}
+
+/// Companions of other lengths and in other phases: one decodes, one is still in its prompt, one asks
+/// nothing, one row is padding.
+TEST_P(SameBits, BesideRaggedCompanions) {
+  Driver<ClusterKVCache> alone(config_), ragged(config_, {5, 1024, 0});
+  const SequenceId single = alone.add(1);
+  alone.prefill(single, kPrompt);
+  const SequenceId shorter = ragged.add(2), ours = ragged.add(1), longer = ragged.add(3),
+                   silent = ragged.add(4);
+  ragged.prefill(shorter, 57);
+  ragged.begin(
+      {{shorter}, {longer, 40, 0, Phase::kPrefill}, {ours, kPrompt, 0, Phase::kPrefillLast}});
+  ragged.append_all();
+  for (int i = 0; i < kDecoded; ++i) {
+    const auto wanted = alone.decode(single);
+    const auto all = ragged.step({{shorter},
+                                  {longer, 17, i % 2, Phase::kPrefill},
+                                  {kNoSequence, 3, 0},
+                                  {ours},
+                                  {silent, 1, 0}});
+    for (std::size_t layer = 0; layer < wanted.size(); ++layer) {
+      ASSERT_TRUE(same_bits({output_row(all[layer], 1 + i % 2, 6)}, {wanted[layer]}))
+          << "step " << i << ", layer " << layer;
+    }
+  }
 }
 
 TEST_P(SameBits, ForAnyCutOfThePrompt) {

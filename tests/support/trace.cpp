@@ -168,6 +168,7 @@ double mean_share_kept(const std::vector<List>& now, const std::vector<List>& be
 ModelShape RecordedLayer::model(DType kv_dtype) const {
   ModelShape shape;
   shape.num_layers = 1;
+  shape.layers = {layer};
   shape.num_q_heads = num_q_heads;
   shape.num_kv_heads = num_kv_heads;
   shape.head_dim = head_dim;
@@ -179,6 +180,7 @@ ModelShape RecordedLayer::model(DType kv_dtype) const {
 RecordedLayer load_recorded_layer(const std::string& path, int layer) {
   const File file = read_file(path);
   RecordedLayer r;
+  r.layer = layer;
   r.query_start = static_cast<int>(metadata(file.header, "query_start"));
   r.num_q_heads = static_cast<int>(metadata(file.header, "query_heads"));
   r.num_kv_heads = static_cast<int>(metadata(file.header, "kv_heads"));

@@ -14,6 +14,7 @@ namespace clusterkv::testing {
 
 /// One layer of a trace file. Its header is trusted: these files are our own.
 struct RecordedLayer {
+  int layer = 0;  ///< model layer id: random starts of K-means depend on it
   int num_tokens = 0;
   int query_start = 0;  ///< position of the first query
   int num_q_heads = 0;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 
@@ -9,6 +8,7 @@
 #include "tools/clusterkv/commands.hpp"
 #include "tools/clusterkv/metrics.hpp"
 #include "tools/clusterkv/options.hpp"
+#include "tools/clusterkv/progress.hpp"
 
 namespace clusterkv::tool {
 namespace {
@@ -25,10 +25,10 @@ void print_file(const Trace& trace) {
 }
 
 /// Sizes of all clusters of the prompt: what a selection with room for everything lists.
-std::vector<double> cluster_sizes(const Trace& trace, const ReplayOptions& options, int layer,
-                                  Executor& executor) {
+std::vector<double> cluster_sizes(const Trace& trace, const ReplayOptions& options,
+                                  const TraceLayer& layer, Executor& executor) {
   ReplayOptions one = options;
-  one.layers = {layer};
+  one.layers = {layer.id};
   const CacheConfig config = replay_config(trace, "standard", trace.num_tokens, one);
   ClusterSelector selector(config, {Backend::kCpu, &executor, nullptr});
   const PlanLimits limits{1, trace.query_start, 0};
@@ -38,20 +38,18 @@ std::vector<double> cluster_sizes(const Trace& trace, const ReplayOptions& optio
   std::size_t room = memory.size();
   std::align(64, needs.workspace_bytes, aligned, room);
 
-  const auto found = std::find_if(trace.layers.begin(), trace.layers.end(),
-                                  [&](const TraceLayer& l) { return l.id == layer; });
   StepRow row{.id = selector.add_sequence(),
               .num_new_tokens = trace.query_start,
               .num_query_tokens = 0,
               .phase = Phase::kPrefillLast};
   DecodePlan plan = selector.plan({&row, 1}, limits, {aligned, room, nullptr, 0});
   const int start = trace.query_start;
-  selector.append(0, plan, slice(found->key, 0, start), slice(found->value, 0, start));
+  selector.append(0, plan, slice(layer.key, 0, start), slice(layer.value, 0, start));
   row = {.id = row.id};
   selector.update(plan, {&row, 1});
-  selector.append(0, plan, slice(found->key, start, start + 1),
-                  slice(found->value, start, start + 1));
-  const Selection all = selector.select(0, plan, slice(found->query, 0, 1));
+  selector.append(0, plan, slice(layer.key, start, start + 1),
+                  slice(layer.value, start, start + 1));
+  const Selection all = selector.select(0, plan, slice(layer.query, 0, 1));
   std::vector<double> sizes;
   const auto* counts = static_cast<const std::int32_t*>(all.row_counts.data);
   const std::int64_t entries = all.row_counts.shape[1] * all.row_counts.shape[2];
@@ -78,11 +76,18 @@ void print_norms(const Trace& trace, const TraceLayer& layer) {
 
 void run(const CommonOptions& options) {
   const Trace trace = read_trace(options.trace);
+  const auto layers = chosen_layers(trace, options.replay.layers);
   const auto executor = make_thread_pool(options.threads);
   print_file(trace);
-  for (const TraceLayer& layer : trace.layers) {
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const TraceLayer& layer = *layers[i];
     print_norms(trace, layer);
-    const auto sizes = cluster_sizes(trace, options.replay, layer.id, *executor);
+    std::vector<double> sizes;
+    {
+      ProgressLine line(fmt::format("layer {}", layer.id));
+      line.show(static_cast<double>(i) / static_cast<double>(layers.size()));
+      sizes = cluster_sizes(trace, options.replay, layer, *executor);
+    }
     fmt::print("layer {}: {} clusters, rows mean {:.1f}, p50 {:.0f}, p90 {:.0f}, max {:.0f}\n",
                layer.id, sizes.size(), mean(sizes), percentile(sizes, 0.5), percentile(sizes, 0.9),
                percentile(sizes, 1.0));
@@ -94,7 +99,8 @@ void run(const CommonOptions& options) {
 void add_inspect(CLI::App& app) {
   auto options = std::make_shared<CommonOptions>();
   CLI::App* command = app.add_subcommand("inspect", "What is in a trace, and how it clusters");
-  add_common_options(*command, *options);
+  add_trace_options(*command, *options);
+  add_cluster_options(*command, *options);
   command->callback([options] { run(*options); });
 }
 

@@ -27,9 +27,11 @@ float dot(const float* a, const float* b, int count) {
   return sum;
 }
 
-/// Share of the `count` largest of logits[first, last) that is attended.
+/// Share of the `count` largest of logits[first, last) that is attended; 1 if there are none, as in
+/// a prompt of sinks alone.
 double share_of_top(const std::vector<float>& logits, const std::vector<bool>& attended, int first,
                     int last, int count) {
+  if (first >= last) return 1.0;
   std::vector<int> order(static_cast<std::size_t>(last - first));
   std::iota(order.begin(), order.end(), first);
   const int top = std::min(count, last - first);

@@ -18,16 +18,33 @@ void add_choice(CLI::App& command, const std::string& name, std::optional<T>& ta
 
 }  // namespace
 
-void add_common_options(CLI::App& command, CommonOptions& o) {
-  ReplayOptions& r = o.replay;
+void add_trace_options(CLI::App& command, CommonOptions& o) {
   command.add_option("trace", o.trace, "safetensors file of recorded attention inputs")
       ->required()
       ->check(CLI::ExistingFile);
+  command.add_option("--layers", o.replay.layers, "Layers of the trace, such as 9,29")
+      ->delimiter(',');
+  command.add_option("--threads", o.threads, "Threads; 0: as many as cores")
+      ->check(CLI::NonNegativeNumber);
+}
+
+void add_cluster_options(CLI::App& command, CommonOptions& o) {
+  ReplayOptions& r = o.replay;
+  command.add_option("--tokens-per-cluster", r.tokens_per_cluster, "Mean size of a cluster");
+  command.add_option("--segment-tokens", r.segment_tokens,
+                     "Tokens clustered together; 0: the whole prompt");
+  command.add_option("--iterations", r.iterations, "K-means iterations");
+  add_choice<Metric>(
+      command, "--metric", r.metric,
+      {{"cosine", Metric::kCosine}, {"l2", Metric::kL2}, {"inner-product", Metric::kInnerProduct}},
+      "K-means distance");
+  command.add_option("--seed", r.seed, "Start of K-means; 0: evenly spaced tokens");
+}
+
+void add_replay_options(CLI::App& command, CommonOptions& o) {
+  ReplayOptions& r = o.replay;
   command.add_option("--queries", r.queries, "First recorded queries to replay; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command.add_option("--layers", r.layers, "Layers of the trace, such as 9,29")->delimiter(',');
-  command.add_option("--threads", o.threads, "Threads; 0: as many as cores")
       ->check(CLI::NonNegativeNumber);
   command.add_option("--chunk", r.chunk, "Tokens of a prefill call; 0: the whole prompt")
       ->check(CLI::NonNegativeNumber);
@@ -56,14 +73,6 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
       command, "--grouping", r.grouping,
       {{"shared", HeadGrouping::kShared}, {"per-query-head", HeadGrouping::kPerQueryHead}},
       "Who chooses clusters together");
-  command.add_option("--tokens-per-cluster", r.tokens_per_cluster, "Mean size of a cluster");
-  command.add_option("--segment-tokens", r.segment_tokens,
-                     "Tokens clustered together; 0: the whole prompt");
-  command.add_option("--iterations", r.iterations, "K-means iterations");
-  add_choice<Metric>(
-      command, "--metric", r.metric,
-      {{"cosine", Metric::kCosine}, {"l2", Metric::kL2}, {"inner-product", Metric::kInnerProduct}},
-      "K-means distance");
   add_choice<IndexDType>(
       command, "--index", r.index,
       {{"int8", IndexDType::kInt8}, {"bf16", IndexDType::kBF16}, {"f32", IndexDType::kF32}},
@@ -71,7 +80,6 @@ void add_common_options(CLI::App& command, CommonOptions& o) {
   add_choice<DType>(command, "--rows", r.rows,
                     {{"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}},
                     "How rows are stored; default: as in the trace");
-  command.add_option("--seed", r.seed, "Start of K-means; 0: evenly spaced tokens");
 }
 
 }  // namespace clusterkv::tool

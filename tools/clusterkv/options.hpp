@@ -8,14 +8,20 @@
 
 namespace clusterkv::tool {
 
-/// What replay and sweep share.
+/// What the commands that read a trace share.
 struct CommonOptions {
   std::string trace;
   int threads = 0;
   ReplayOptions replay;
 };
 
-/// `options` must outlive the parsing of `command`.
-void add_common_options(CLI::App& command, CommonOptions& options);
+// `options` must outlive the parsing of `command`.
+
+/// The trace, its layers, threads.
+void add_trace_options(CLI::App& command, CommonOptions& options);
+/// How keys are clustered.
+void add_cluster_options(CLI::App& command, CommonOptions& options);
+/// How queries are replayed, and what holds the rows.
+void add_replay_options(CLI::App& command, CommonOptions& options);
 
 }  // namespace clusterkv::tool

@@ -20,27 +20,13 @@ void apply(const std::optional<T>& option, T& field) {
   if (option) field = *option;
 }
 
-std::vector<const TraceLayer*> chosen_layers(const Trace& trace, const ReplayOptions& options) {
-  std::vector<const TraceLayer*> layers;
-  for (const TraceLayer& layer : trace.layers) {
-    const auto& wanted = options.layers;
-    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), layer.id) != wanted.end()) {
-      layers.push_back(&layer);
-    }
-  }
-  if (layers.empty() || (!options.layers.empty() && layers.size() != options.layers.size())) {
-    throw ConfigError("--layers: expected layers of the trace, each once");
-  }
-  return layers;
-}
-
 /// A cache, its plan and one sequence in it.
 class Session {
  public:
   Session(const Trace& trace, const CacheConfig& config, const ReplayOptions& options,
           Executor& executor)
       : trace_(trace),
-        layers_(chosen_layers(trace, options)),
+        layers_(chosen_layers(trace, options.layers)),
         cache_(config, {options.backend, &executor, nullptr}),
         limits_{1, trace.query_start, 0},
         needs_(ClusterKVCache::memory_needs(config, options.backend, limits_)),
@@ -108,7 +94,7 @@ double elapsed_ms(std::chrono::steady_clock::time_point since) {
 CacheConfig replay_config(const Trace& trace, const std::string& preset, int budget,
                           const ReplayOptions& options) {
   ModelShape model;
-  const auto layers = chosen_layers(trace, options);
+  const auto layers = chosen_layers(trace, options.layers);
   model.num_layers = static_cast<int>(layers.size());
   for (const TraceLayer* layer : layers) model.layers.push_back(layer->id);
   model.num_q_heads = trace.num_q_heads;

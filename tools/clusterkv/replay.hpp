@@ -3,13 +3,13 @@
 // Runs a trace through a cache, token by token, beside full attention over the same rows.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "clusterkv/config.hpp"
 #include "clusterkv/executor.hpp"
+#include "tools/clusterkv/progress.hpp"
 #include "tools/clusterkv/trace.hpp"
 
 namespace clusterkv::tool {
@@ -65,9 +65,6 @@ struct ReplayResult {
   std::int64_t clusters;
   std::vector<std::vector<RetainPoint>> retain;  ///< [layer]
 };
-
-/// `progress` is told the share done, 0 .. 1.
-using Progress = std::function<void(double)>;
 
 /// The cache config of a replay: sparse everywhere.
 CacheConfig replay_config(const Trace& trace, const std::string& preset, int budget,

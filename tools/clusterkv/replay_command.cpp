@@ -8,6 +8,7 @@
 #include "clusterkv/error.hpp"
 #include "tools/clusterkv/commands.hpp"
 #include "tools/clusterkv/options.hpp"
+#include "tools/clusterkv/progress.hpp"
 #include "tools/clusterkv/report.hpp"
 
 namespace clusterkv::tool {
@@ -48,7 +49,9 @@ void add_replay(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("replay", "Attend along a recorded trace, beside full attention");
-  add_common_options(*command, *options);
+  add_trace_options(*command, *options);
+  add_replay_options(*command, *options);
+  add_cluster_options(*command, *options);
   command->add_option("--preset", options->presets, "standard, paper, or both")
       ->delimiter(',')
       ->check(CLI::IsMember({"standard", "paper"}));

@@ -7,7 +7,7 @@
 
 #include "tools/clusterkv/commands.hpp"
 #include "tools/clusterkv/options.hpp"
-#include "tools/clusterkv/report.hpp"
+#include "tools/clusterkv/progress.hpp"
 
 namespace clusterkv::tool {
 namespace {
@@ -26,8 +26,8 @@ class Sweep {
         executor_(make_thread_pool(options.threads)) {}
 
   void clusters() {
-    fmt::print("{:>16}{:>10}{:>8}{:>12}{:>10}{:>10}\n", "tokens/cluster", "clusters", "layer",
-               "prefill ms", "error", "err p95");
+    fmt::print("{:>16}{:>10}{:>8}{:>20}{:>10}{:>10}\n", "tokens/cluster", "clusters", "layer",
+               "store + cluster ms", "error", "err p95");
     for (const int tokens : {4, 8, 16, 32, 64, 80, 128}) {
       ReplayOptions replay_options = options_.replay;
       replay_options.tokens_per_cluster = tokens;
@@ -36,8 +36,8 @@ class Sweep {
   }
 
   void iterations() {
-    fmt::print("{:>16}{:>10}{:>8}{:>12}{:>10}{:>10}\n", "iterations", "clusters", "layer",
-               "prefill ms", "error", "err p95");
+    fmt::print("{:>16}{:>10}{:>8}{:>20}{:>10}{:>10}\n", "iterations", "clusters", "layer",
+               "store + cluster ms", "error", "err p95");
     for (const int count : {1, 2, 4, 6, 10, 20}) {
       ReplayOptions replay_options = options_.replay;
       replay_options.iterations = count;
@@ -66,7 +66,7 @@ class Sweep {
   void print_errors(int value, const ReplayOptions& replay_options) {
     const ReplayResult result = run(replay_options);
     for (const Metrics& m : result.layers) {
-      fmt::print("{:>16}{:>10}{:>8}{:>12.1f}{:>10.4f}{:>10.4f}\n", value, result.clusters, m.layer,
+      fmt::print("{:>16}{:>10}{:>8}{:>20.1f}{:>10.4f}{:>10.4f}\n", value, result.clusters, m.layer,
                  result.prefill_ms, m.error_mean, m.error_p95);
     }
   }
@@ -92,7 +92,9 @@ void add_sweep(CLI::App& app) {
   command->add_option("what", options->what, "clusters, iterations or retain")
       ->required()
       ->check(CLI::IsMember({"clusters", "iterations", "retain"}));
-  add_common_options(*command, *options);
+  add_trace_options(*command, *options);
+  add_replay_options(*command, *options);
+  add_cluster_options(*command, *options);
   command->add_option("--preset", options->preset, "standard or paper")
       ->check(CLI::IsMember({"standard", "paper"}));
   command->add_option("--budget", options->budget, "Clustered rows attended a step")

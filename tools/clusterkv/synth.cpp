@@ -48,8 +48,11 @@ class Noise {
 
 class Writer {
  public:
-  Writer(const std::string& path, const SynthOptions& options)
-      : options_(options), path_(path), stream_(path, std::ios::binary | std::ios::trunc) {}
+  Writer(const std::string& path, const SynthOptions& options, const Progress& progress)
+      : options_(options),
+        path_(path),
+        progress_(progress),
+        stream_(path, std::ios::binary | std::ios::trunc) {}
 
   void run() {
     write_header();
@@ -97,7 +100,10 @@ class Writer {
 
   void write_tensor(int layer, Part part, std::int64_t first, std::int64_t last, int heads) {
     std::vector<std::uint16_t> row(static_cast<std::size_t>(heads * options_.head_dim));
+    const double tokens =
+        static_cast<double>(options_.layers * (2 * options_.tokens + options_.queries));
     for (std::int64_t token = first; token < last; ++token) {
+      if (done_++ % 1024 == 0) progress_(static_cast<double>(done_) / tokens);
       for (int head = 0; head < heads; ++head) {
         fill(layer, part, token, head,
              row.data() + static_cast<std::ptrdiff_t>(head) * options_.head_dim);
@@ -131,6 +137,8 @@ class Writer {
 
   const SynthOptions& options_;
   const std::string& path_;
+  const Progress& progress_;
+  std::int64_t done_ = 0;  ///< tokens of tensors
   std::ofstream stream_;
 };
 
@@ -140,7 +148,7 @@ void check(bool ok, const char* what, std::int64_t value) {
 
 }  // namespace
 
-void write_synth(const std::string& path, const SynthOptions& o) {
+void write_synth(const std::string& path, const SynthOptions& o, const Progress& progress) {
   check(o.tokens >= 2 && o.tokens <= 1 << 20, "--tokens: expected 2 .. 1048576", o.tokens);
   check(o.queries >= 1 && o.queries < o.tokens, "--queries: expected 1 .. tokens - 1", o.queries);
   check(o.layers >= 1 && o.layers <= 128, "--layers: expected 1 .. 128", o.layers);
@@ -148,7 +156,7 @@ void write_synth(const std::string& path, const SynthOptions& o) {
   check(o.q_heads >= 1 && o.q_heads <= 1024 && o.q_heads % o.kv_heads == 0,
         "--q-heads: expected a multiple of kv-heads up to 1024", o.q_heads);
   check(o.head_dim >= 1 && o.head_dim <= 256, "--head-dim: expected 1 .. 256", o.head_dim);
-  Writer(path, o).run();
+  Writer(path, o, progress).run();
 }
 
 }  // namespace clusterkv::tool

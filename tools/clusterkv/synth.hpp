@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "tools/clusterkv/progress.hpp"
+
 namespace clusterkv::tool {
 
 /// A made-up trace: topics in key space, runs of tokens on one topic, some channels with large
@@ -21,6 +23,7 @@ struct SynthOptions {
 /// Writes the file layer by layer, in pieces of bounded size. The same bytes on every machine.
 /// \throws ConfigError  if an option is out of range
 /// \throws FormatError  if the file can't be written
-void write_synth(const std::string& path, const SynthOptions& options);
+void write_synth(
+    const std::string& path, const SynthOptions& options, const Progress& progress = [](double) {});
 
 }  // namespace clusterkv::tool

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "tools/clusterkv/commands.hpp"
+#include "tools/clusterkv/progress.hpp"
 #include "tools/clusterkv/synth.hpp"
 
 namespace clusterkv::tool {
@@ -23,7 +24,10 @@ void add_synth(CLI::App& app) {
   command->add_option("--queries", o->queries, "Last tokens with a query")->capture_default_str();
   command->add_option("--seed", o->seed)->capture_default_str();
   command->callback([o] {
-    write_synth(o->path, *o);
+    {
+      ProgressLine line("synth");
+      write_synth(o->path, *o, [&](double share) { line.show(share); });
+    }
     fmt::print("{}: {} synthetic tokens. Errors measured on them say nothing about a model.\n",
                o->path, o->tokens);
   });

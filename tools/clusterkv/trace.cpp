@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <charconv>
 #include <cmath>
@@ -111,6 +112,20 @@ Trace make_trace(SafeTensors file) {
 
 Trace read_trace(const std::string& path) {
   return make_trace(read_safetensors(path));
+}
+
+std::vector<const TraceLayer*> chosen_layers(const Trace& trace, const std::vector<int>& ids) {
+  std::vector<const TraceLayer*> layers;
+  for (const TraceLayer& layer : trace.layers) {
+    if (ids.empty() || std::find(ids.begin(), ids.end(), layer.id) != ids.end()) {
+      layers.push_back(&layer);
+    }
+  }
+  if (!ids.empty() && layers.size() != ids.size()) {
+    throw ConfigError(
+        fmt::format("--layers: {}, expected layers of the trace, each once", fmt::join(ids, ",")));
+  }
+  return layers;
 }
 
 TensorView slice(const TensorView& tensor, std::int64_t first, std::int64_t last) {

@@ -34,6 +34,10 @@ struct Trace {
 Trace make_trace(SafeTensors file);
 Trace read_trace(const std::string& path);
 
+/// The layers with these ids, in the order of the trace; all for an empty list.
+/// \throws ConfigError  if the trace lacks one, or one is named twice
+std::vector<const TraceLayer*> chosen_layers(const Trace& trace, const std::vector<int>& ids);
+
 /// Rows [first, last) of the first axis.
 TensorView slice(const TensorView& tensor, std::int64_t first, std::int64_t last);
 

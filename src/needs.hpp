@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a cache or selector will take, known before it is made, and which configurations can have none.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/step.hpp"
+#include "src/runtime/capacity.hpp"
+
+namespace clusterkv {
+
+/// Whether clustered rows are kept, or stay in the engine's pool.
+enum class Rows : std::uint8_t { kKept, kElsewhere };
+
+/// Whether it can run on the backend, and the first reason why not.
+Support find_support(const CacheConfig& config, Backend backend, Rows rows) noexcept;
+
+/// The config with all defaults filled in.
+/// \throws ConfigError, BackendUnavailable
+CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows);
+
+/// \throws ConfigError, BackendUnavailable, ShapeError
+MemoryNeeds find_needs(const CacheConfig& config, Backend backend, const PlanLimits& limits,
+                       Rows rows);
+
+/// \throws ConfigError  if there is no such size
+std::size_t workspace_bytes(const CacheConfig& checked, const PlanLimits& limits);
+
+/// Pages of the store for clustered rows.
+std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows);
+
+}  // namespace clusterkv
