@@ -115,11 +115,11 @@ class Recaller {
   }
 
  private:
-  /// Bytes to a chunk of some rows of a store, which may have padding.
+  /// Bytes to a chunk of some rows of a store, which may have padding. 32 bits: registers are dear.
   template <int kRowChunks>
-  __device__ std::size_t chunk_at(int chunk) const {
-    return static_cast<std::size_t>(chunk / kRowChunks) * p_.stored.row_bytes +
-           static_cast<std::size_t>(chunk % kRowChunks) * 16;
+  __device__ unsigned chunk_at(int chunk) const {
+    return static_cast<unsigned>(chunk / kRowChunks) * static_cast<unsigned>(p_.stored.row_bytes) +
+           static_cast<unsigned>(chunk % kRowChunks) * 16;
   }
 
   __device__ int count(int row, int list) const {
