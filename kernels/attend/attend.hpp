@@ -76,7 +76,8 @@ CLUSTERKV_HD inline int num_served(const AttendParams& p, int row) {
 }
 
 /// Query tokens are causal: of `num_rows` attended rows, member `m` of a group sees those that are not
-/// later than its token.
+/// later than its token. On a device a later row weighs 0, so its values must be finite
+/// (docs/decisions/004).
 CLUSTERKV_HD inline std::int64_t num_seen_rows(const AttendParams& p, const SequenceView& row,
                                                std::int64_t num_rows, int m) {
   return num_rows - (row.num_query_tokens - 1 - m / (p.num_q_heads / p.num_kv_heads));

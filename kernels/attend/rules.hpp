@@ -28,16 +28,26 @@ CLUSTERKV_HD inline int num_row_pieces(std::int64_t num_rows) {
   return static_cast<int>((num_rows + piece - 1) / piece);
 }
 
-/// Blocks of a tail piece: as few as fit into kMaxTailPieces, a multiple of 4, at least 8.
+inline constexpr int kMinPieceBlocks = 8;
+
+/// Blocks of a tail piece: as few as fit into kMaxTailPieces, a multiple of 4, at least
+/// kMinPieceBlocks.
 CLUSTERKV_HD inline int blocks_per_piece(int num_blocks) {
   const int even = (num_blocks + kMaxTailPieces - 1) / kMaxTailPieces;
   const int rounded = (even + 3) / 4 * 4;
-  return rounded > 8 ? rounded : 8;
+  return rounded > kMinPieceBlocks ? rounded : kMinPieceBlocks;
 }
 
 CLUSTERKV_HD inline int num_tail_pieces(int num_blocks) {
   const int piece = blocks_per_piece(num_blocks);
   return (num_blocks + piece - 1) / piece;
+}
+
+/// What no row of up to `num_blocks` blocks exceeds. The number itself falls where pieces grow: 32 for 256
+/// blocks, 22 for 257.
+CLUSTERKV_HD inline int max_tail_pieces(int num_blocks) {
+  const int pieces = (num_blocks + kMinPieceBlocks - 1) / kMinPieceBlocks;
+  return pieces < kMaxTailPieces ? pieces : kMaxTailPieces;
 }
 
 /// Whether a cluster's own value mean is read for a head: it holds at least `tail_share` of the

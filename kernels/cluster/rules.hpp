@@ -65,5 +65,9 @@ CLUSTERKV_HD inline void random_starts(std::uint64_t state, int num_tokens, int 
 CLUSTERKV_HD inline bool is_better(float score, float best) {
   return score > best;
 }
+/// The same for candidates in any order.
+CLUSTERKV_HD inline bool is_better(float score, int id, float best, int best_id) {
+  return score > best || (score == best && id < best_id);
+}
 
 }  // namespace clusterkv::cluster

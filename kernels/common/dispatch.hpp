@@ -18,6 +18,12 @@ namespace clusterkv {
 [[noreturn]] void throw_unsupported(const char* what, std::int64_t value,
                                     std::span<const std::int64_t> supported);
 
+/// Throws ConfigError "<what>=<value> unsupported, expected at most <limit>" if it is more.
+void check_limit(const char* what, std::int64_t value, std::int64_t limit);
+
+/// Throws ShapeError: address and strides of `rows`, and that multiples of 16 bytes were expected.
+[[noreturn]] void throw_misaligned(const char* what, const TensorView& rows);
+
 /// Calls fn(std::integral_constant<V, k>) for the k of kValues that equals `value`, else throws.
 template <auto... kValues, class V, class Fn>
 [[gnu::always_inline]] inline void dispatch_value(const char* what, V value, const Fn& fn) {

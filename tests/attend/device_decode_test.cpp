@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <tuple>
 
+#include "clusterkv/error.hpp"
 #include "kernels/attend/cuda/attend_ops.hpp"
 #include "tests/attend/fixture.hpp"
 #include "tests/support/device.hpp"
@@ -115,6 +117,75 @@ TEST_P(DeviceDecode, ReadsTheTokensOfTheListsOnly) {
         const int list = row * num_lists + head / (heads().q / num_lists);
         expect(row, head, lists[static_cast<std::size_t>(list)]);
       }
+    }
+  }
+}
+
+TEST_P(DeviceDecode, LengthZeroGivesZeroAndMinusInfinity) {
+  const std::int32_t lengths[kRows] = {0, 3};
+  params.lengths = contiguous_view(lengths, DType::kI32, {kRows});
+  run();
+  for (int head = 0; head < heads().q; ++head) {
+    EXPECT_EQ(out.row(0, head), Vec(static_cast<std::size_t>(dim())));
+    EXPECT_EQ(lse[static_cast<std::size_t>(head)], -INFINITY);
+    expect(1, head, first(3));
+  }
+}
+
+TEST_P(DeviceDecode, TakesRowsWithGapsAndNoLse) {
+  const std::int32_t lengths[kRows] = {5, 70};
+  params.lengths = contiguous_view(lengths, DType::kI32, {kRows});
+  run();
+  const std::vector<float> want_lse = lse.copy();
+  const Vec want = out.row(1, heads().q - 1);
+  Tensor wide(dtype(), kRows * kTokens, heads().kv + 1, dim(), Layout::kTokenMajor, random);
+  for (int row = 0; row < kRows; ++row) {
+    for (int token = row * kTokens; token < row * kTokens + lengths[row]; ++token) {
+      for (int head = 0; head < heads().kv; ++head) {
+        const Vec x = key.row(token, head);
+        for (int d = 0; d < dim(); ++d) wide.set(token, head, d, x[static_cast<std::size_t>(d)]);
+      }
+    }
+  }
+  params.key = wide.view4(kRows);
+  params.key.shape[2] = heads().kv;
+  params.lse = {};
+  lse = testing::Guarded<float>(lse.size());
+  const std::vector<float> untouched = lse.copy();
+  run();
+  EXPECT_EQ(out.row(1, heads().q - 1), want);
+  EXPECT_EQ(std::memcmp(lse.data(), untouched.data(), untouched.size() * sizeof(float)), 0);
+}
+
+TEST_P(DeviceDecode, RefusesRowsThatAreNotAligned) {
+  Tensor padded(dtype(), kRows * kTokens, heads().kv, dim(), Layout::kPadded, random);
+  const TensorView aligned = params.key;
+  params.key = padded.view4(kRows);
+  EXPECT_THROW(run(), ShapeError);
+  params.key = aligned;
+  params.key.data = static_cast<std::byte*>(params.key.data) + 2;
+  EXPECT_THROW(run(), ShapeError);
+  params.key = aligned;
+  params.value = padded.view4(kRows);
+  EXPECT_THROW(run(), ShapeError);
+}
+
+TEST_P(DeviceDecode, TheTotalMayBeOneOfTheParts) {
+  Tensor part(DType::kF32, kRows, heads().q, dim(), Layout::kPadded, random);
+  const auto states = static_cast<std::size_t>(kRows * heads().q);
+  testing::Guarded<float> part_lse(random.normals(states)), total_lse(random.normals(states));
+  const auto lse_view = [&](testing::Guarded<float>& values) {
+    return contiguous_view(values.data(), DType::kF32, {kRows, heads().q});
+  };
+  Tensor total = out;
+  const TensorView outs[2] = {part.view(), total.view()};
+  const TensorView lses[2] = {lse_view(part_lse), lse_view(total_lse)};
+  on_device::merge_states({outs, lses, 2, out.view(), params.lse}, nullptr);
+  on_device::merge_states({outs, lses, 2, total.view(), lses[1]}, nullptr);
+  EXPECT_EQ(total_lse.copy(), lse.copy());
+  for (int row = 0; row < kRows; ++row) {
+    for (int head = 0; head < heads().q; ++head) {
+      EXPECT_EQ(total.row(row, head), out.row(row, head));
     }
   }
 }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -55,6 +56,19 @@ TEST(TailPieces, AreMultiplesOfFourFromEightOn) {
   EXPECT_EQ(num_tail_pieces(0), 0);
   EXPECT_EQ(num_tail_pieces(8), 1);
   EXPECT_EQ(num_tail_pieces(9), 2);
+}
+
+// A launch is sized for the longest row, and shorter rows may have more pieces.
+TEST(TailPieces, AreAtMostTheMaximumOfAnyLongerRow) {
+  int most = 0;
+  for (int blocks = 0; blocks < 5000; ++blocks) {
+    most = std::max(most, num_tail_pieces(blocks));
+    EXPECT_GE(max_tail_pieces(blocks), most) << blocks;
+  }
+  EXPECT_EQ(num_tail_pieces(256), 32);
+  EXPECT_EQ(num_tail_pieces(257), 22);
+  EXPECT_EQ(max_tail_pieces(8), 1);
+  EXPECT_EQ(max_tail_pieces(1 << 24), kMaxTailPieces);
 }
 
 TEST(IsKept, FromTheShareOn) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "clusterkv/error.hpp"
 #include "kernels/cluster/cuda/cluster_ops.hpp"
 #include "kernels/cluster/rules.hpp"
 #include "tests/cluster/fixture.hpp"
@@ -186,6 +187,65 @@ TEST_P(DeviceCluster, AsManyClustersAsTokensAndOne) {
   cluster({keys.run, 40, Metric::kL2, 3, false, 0});
   const Result one = cluster({keys.run, 1, Metric::kCosine, 3, false, 0});
   EXPECT_EQ(one.offset, (std::vector<std::int32_t>{0, 40}));
+}
+
+TEST_P(DeviceCluster, ZeroKeysAllGoToTheFirstCluster) {
+  const Keys keys(op(), std::vector<Vec>(40, Vec(static_cast<std::size_t>(dim()))), random);
+  for (const Metric metric : {Metric::kCosine, Metric::kL2, Metric::kInnerProduct}) {
+    const Result got = cluster({keys.run, 6, metric, 2, false, 0});
+    EXPECT_EQ(got.labels, std::vector<std::int32_t>(40, 0));
+  }
+}
+
+// More than two tiles of centroids: the third takes the place of the first.
+TEST_P(DeviceCluster, ManyCentroidTiles) {
+  const Keys keys(op(), testing::clustered_rows(random, 300, dim(), 40, 1.0), random);
+  cluster({keys.run, 200, Metric::kL2, 2, false, 0});
+}
+
+TEST_P(DeviceCluster, JobsOfALaunchMayDifferInSize) {
+  const Keys keys(op(), testing::clustered_rows(random, 160, dim(), 9, 1.0), random);
+  SegmentParams small{keys.run, 5, Metric::kCosine, 2, false, 0};
+  small.keys.num_tokens = 37;
+  SegmentParams large{keys.run, 70, Metric::kCosine, 2, false, 0};
+  const Result want[2] = {cluster(small), cluster(large)};
+  testing::Guarded<std::int32_t> labels(197), order(197), offset(77), cursor(75);
+  testing::Guarded<std::uint16_t> centroids(192 * static_cast<std::size_t>(dim()));
+  testing::Guarded<float> bias(192);
+  const on_device::ClusterJob jobs[2] = {
+      {small, labels.data(), order.data(), offset.data()},
+      {large, labels.data() + 37, order.data() + 37, offset.data() + 6}};
+  const on_device::LargeClusterJob large_jobs[2] = {
+      {jobs[0], centroids.data(), bias.data(), cursor.data()},
+      {jobs[1], centroids.data() + 64 * dim(), bias.data() + 64, cursor.data() + 5}};
+  for (const bool is_large : {false, true}) {
+    if (is_large) {
+      on_device::cluster_large_segments(large_jobs, 2, large, nullptr);
+    } else {
+      on_device::cluster_segments(jobs, 2, large, nullptr);
+    }
+    EXPECT_EQ((Result{{labels.data(), labels.data() + 37},
+                      {order.data(), order.data() + 37},
+                      {offset.data(), offset.data() + 6}}),
+              want[0]);
+    EXPECT_EQ((Result{{labels.data() + 37, labels.data() + 197},
+                      {order.data() + 37, order.data() + 197},
+                      {offset.data() + 6, offset.data() + 77}}),
+              want[1]);
+  }
+}
+
+TEST_P(DeviceCluster, RefusesWhatOneBlockOfThreadsDoesNotHold) {
+  const Keys keys(op(), testing::clustered_rows(random, 20, dim(), 4, 1.0), random);
+  const SegmentParams run{keys.run, 3, Metric::kCosine, 1, false, 0};
+  testing::Guarded<std::int32_t> labels(20), order(20), offset(4);
+  const on_device::ClusterJob job{run, labels.data(), order.data(), offset.data()};
+  SegmentParams like = run;
+  like.num_clusters = on_device::kMaxSegmentClusters + 1;
+  EXPECT_THROW(on_device::cluster_segments(&job, 1, like, nullptr), ConfigError);
+  like = run;
+  like.keys.num_tokens = on_device::kMaxSegmentTokens + 1;
+  EXPECT_THROW(on_device::cluster_segments(&job, 1, like, nullptr), ConfigError);
 }
 
 TEST_P(DeviceCluster, SameBitsInAnySchedule) {

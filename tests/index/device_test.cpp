@@ -102,8 +102,8 @@ TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
   for (const Job& job : jobs_) {
     std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
     index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
-                       job.offset.data(), variance.data()},
-                      job.source, job.target);
+                              job.offset.data(), variance.data()},
+                             job.source, job.target);
   }
   const DeviceJobs jobs(jobs_, dim());
   on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
@@ -141,6 +141,25 @@ TEST_P(DeviceIndex, StoresRowsInTheOrderGiven) {
     EXPECT_EQ(cpu_positions.copy(), positions.copy());
     EXPECT_TRUE(device.same_but(cpu.snapshot(), {}));
   }
+}
+
+TEST_P(DeviceIndex, NanRowsAndSegmentsOfOneTokenAreThoseOfTheCpu) {
+  jobs_.clear();
+  add_segment({1, 700, 40, 9, {3}}, kFirstLive);
+  add_segment({3, 760, 1, 1, {8}}, kFirstLive + 40);
+  live_.poison(0, kFirstLive + 11);
+  TestIndex cpu(index_dtype(), dim(), kHeads, kBlocks, kRecords);
+  TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
+  for (const Job& job : jobs_) {
+    std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
+    index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
+                              job.offset.data(), variance.data()},
+                             job.source, job.target);
+  }
+  const DeviceJobs jobs(jobs_, dim());
+  on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
+  EXPECT_TRUE(device.guards_intact());
+  EXPECT_TRUE(device.same_all(cpu.snapshot()));
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {

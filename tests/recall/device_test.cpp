@@ -77,13 +77,16 @@ struct PoolCase {
   int served;    ///< lists of a KV head
   int num_rows;  ///< plan rows
   int head_dim;
+  int capacity = 150;       ///< of a list; above 1024 all lists are full: two rounds of a block
+  std::size_t padding = 0;  ///< bytes after each row of the store and of the slots
 };
 
 class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInterface<PoolCase> {
  protected:
   DeviceRecall()
       : random_(11),
-        stored_(DType::kBF16, GetParam().head_dim, kHeads, kQuads * kQuadRows, random_, 0),
+        stored_(DType::kBF16, GetParam().head_dim, kHeads, kQuads * kQuadRows, random_,
+                GetParam().padding),
         directory_(kHeads * num_quads()),
         owner_(std::vector<std::uint32_t>(slots(), kNoQuad)),
         stamp_(std::vector<std::uint32_t>(slots(), 0)),
@@ -104,7 +107,8 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
   }
   static std::size_t slots() { return kHeads * static_cast<std::size_t>(GetParam().num_slots); }
   static std::size_t quad_bytes() {
-    return static_cast<std::size_t>(kQuadRows * 2 * GetParam().head_dim * 2);
+    const auto row = static_cast<std::size_t>(2 * GetParam().head_dim * 2) + GetParam().padding;
+    return kQuadRows * row;
   }
 
   /// Random lists: clusters of neighbouring rows around a place that moves slowly.
@@ -112,7 +116,8 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
     for (int row = 0; row < GetParam().num_rows; ++row) {
       for (int head = 0; head < lists.selection_heads; ++head) {
         int count = 0;
-        const int room = random_.between(0, lists.capacity);
+        const int room =
+            lists.capacity > 1024 ? lists.capacity : random_.between(0, lists.capacity);
         while (count < room) {
           const int first = (20 * step + random_.between(0, 120)) * kQuadRows % 1000;
           for (int i = 0; i < random_.between(1, 14) && count < room; ++i) {
@@ -151,15 +156,14 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
 };
 
 TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
-  const auto [num_slots, served, num_rows, head_dim] = GetParam();
-  constexpr int kCapacity = 150;
+  const auto [num_slots, served, num_rows, head_dim, capacity, padding] = GetParam();
   const int heads = kHeads * served;
-  const auto entries = static_cast<std::size_t>(num_rows * heads * kCapacity);
+  const auto entries = static_cast<std::size_t>(num_rows * heads * capacity);
   testing::Guarded<std::uint32_t> row_ids(entries);
   testing::Guarded<std::int32_t> counts(static_cast<std::size_t>(num_rows * heads));
   SelectionLists lists{};
   lists.selection_heads = heads;
-  lists.capacity = kCapacity;
+  lists.capacity = capacity;
   lists.row_ids = row_ids.data();
   lists.num_rows = counts.data();
   testing::Guarded<QuadCopy> copies(entries);
@@ -190,7 +194,7 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
       for (int row = 0; row < num_rows; ++row) {
         cpu_[static_cast<std::size_t>(head)].resolve(
             {lists.rows_of(row, head * served), lists.num_rows + lists.list(row, head * served),
-             served, kCapacity},
+             served, capacity},
             step, retain_from[static_cast<std::size_t>(row)], plan);
       }
       const on_device::RecallCounts& got = results[static_cast<std::size_t>(head)];
@@ -206,13 +210,17 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
 std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
   const PoolCase& c = info.param;
   return "slots" + std::to_string(c.num_slots) + "_lists" + std::to_string(c.served) + "_rows" +
-         std::to_string(c.num_rows) + "_d" + std::to_string(c.head_dim);
+         std::to_string(c.num_rows) + "_d" + std::to_string(c.head_dim) +
+         (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "");
 }
 INSTANTIATE_TEST_SUITE_P(Ops, DeviceRecall,
                          ::testing::Values(PoolCase{400, 1, 1, 128}, PoolCase{60, 1, 1, 64},
                                            PoolCase{3, 1, 2, 80}, PoolCase{150, 1, 3, 96},
                                            PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
-                                           PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128}),
+                                           PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128},
+                                           PoolCase{100, 1, 1, 64, 1100},
+                                           PoolCase{150, 1, 1, 80, 150, 32},
+                                           PoolCase{150, 1, 1, 256, 150, 16}),
                          name_of_pool);
 
 }  // namespace

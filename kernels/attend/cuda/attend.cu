@@ -190,7 +190,7 @@ void attend(const MergeParams& p, std::uint32_t* arrived, const PlanShape& shape
   if (shape.num_rows == 0) return;
   const bool may_have_tail = p.tail_part && p.attend.tail != Tail::kNone && !p.attend.all_rows;
   const int pieces =
-      attend::kMaxRowPieces + (may_have_tail ? attend::num_tail_pieces(shape.max_blocks) : 0);
+      attend::kMaxRowPieces + (may_have_tail ? attend::max_tail_pieces(shape.max_blocks) : 0);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.attend.live.dtype, [&](auto dtype) {
     dispatch_head_dim(p.attend.live.head_dim, [&](auto head_dim) {
       launch(attend_kernel<dtype.value, head_dim.value>,
@@ -198,7 +198,7 @@ void attend(const MergeParams& p, std::uint32_t* arrived, const PlanShape& shape
                        static_cast<unsigned>(p.attend.lists.selection_heads),
                        static_cast<unsigned>(shape.num_rows)},
               .block = {kAttendThreads},
-              .shared_bytes = sizeof(AttendShared<head_dim.value>),
+              .shared_bytes = shared_size<AttendShared<head_dim.value>>(),
               .stream = shape.stream},
              p, arrived);
     });

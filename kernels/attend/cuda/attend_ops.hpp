@@ -14,7 +14,9 @@ namespace clusterkv::CLUSTERKV_DEVICE {
 /// finished pieces; 0 before and after.
 void attend(const attend::MergeParams& params, std::uint32_t* arrived, const PlanShape& shape);
 
-/// dense_decode() and sparse_decode(). `partials` has room for num_rows rows.
+/// dense_decode() and sparse_decode(). `partials` has room for num_rows rows. Rows of key and value are
+/// f16 or bf16 and begin at multiples of 16 bytes: address and strides are checked.
+/// \throws ShapeError  naming the argument
 void decode(const attend::DecodeParams& params, const attend::Partials& partials,
             std::uint32_t* arrived, void* stream);
 

@@ -2,7 +2,8 @@
 //
 // decode, merge_states (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
-// Mapping: as attend.cu: one block of threads per row, head and piece, the last one merges.
+// Mapping: as attend.cu: one block of threads per row, head and piece, the last one merges. Rows are on
+//          the x axis of the grid, the only one that goes beyond 65535.
 // Bound:   memory: each row is read once per eight query heads.
 #include <cstdint>
 
@@ -73,9 +74,9 @@ __global__ __launch_bounds__(kAttendThreads, 2) void decode_kernel(DecodeParams 
   const auto num_q_heads = static_cast<int>(p.query.shape[1]);
   const auto heads = static_cast<int>(gridDim.y);
   const int served = num_q_heads / heads;
-  const auto row = static_cast<int>(blockIdx.z);
+  const auto row = static_cast<int>(blockIdx.x) / attend::kMaxRowPieces;
   const auto head = static_cast<int>(blockIdx.y);
-  const auto piece = static_cast<int>(blockIdx.x);
+  const auto piece = static_cast<int>(blockIdx.x) % attend::kMaxRowPieces;
   const int kv_head = head * static_cast<int>(p.key.shape[2]) / heads;
   const TokenFinder finder(p, row, head, kv_head);
   const int pieces = attend::num_row_pieces(finder.count());
@@ -116,8 +117,8 @@ __global__ __launch_bounds__(kAttendThreads, 2) void decode_kernel(DecodeParams 
 
 /// One block of threads per row and query head, a thread an element.
 __global__ void merge_states_kernel(StateParams p) {
-  const auto row = static_cast<std::int64_t>(blockIdx.y);
-  const auto q_head = static_cast<int>(blockIdx.x);
+  const auto row = static_cast<std::int64_t>(blockIdx.x);
+  const auto q_head = static_cast<int>(blockIdx.y);
   const auto d = static_cast<int>(threadIdx.x);
   ElementState state;
   for (int part = 0; part < p.num_parts; ++part) {
@@ -129,21 +130,33 @@ __global__ void merge_states_kernel(StateParams p) {
     state.add(log_sum * kLog2E, 1.0F,
               load_element(out, row * out.stride[0] + q_head * out.stride[1] + d * out.stride[2]));
   }
+  __syncthreads();  // the total may be one of the parts: all have read its LSE
   write_output(p.out, p.lse, row, q_head, d, state);
+}
+
+/// Rows come by copies of 16 bytes.
+void check_alignment(const char* name, const TensorView& t) {
+  bool is_aligned = reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0;
+  for (int axis = 0; axis < 3; ++axis) {
+    is_aligned = is_aligned && (t.shape[axis] <= 1 || t.stride[axis] % kChunk == 0);
+  }
+  if (!is_aligned) throw_misaligned(name, t);
 }
 
 }  // namespace
 
 void decode(const DecodeParams& p, const Partials& partials, std::uint32_t* arrived, void* stream) {
   if (p.query.shape[0] == 0) return;
+  check_alignment("key", p.key);
+  check_alignment("value", p.value);
   const bool per_query_head = !p.token_ids.empty() && p.token_ids.shape[1] == p.query.shape[1];
   const auto heads = static_cast<unsigned>(per_query_head ? p.query.shape[1] : p.key.shape[2]);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.key.dtype, [&](auto dtype) {
     dispatch_head_dim(static_cast<int>(p.key.shape[3]), [&](auto head_dim) {
       launch(decode_kernel<dtype.value, head_dim.value>,
-             {.grid = {attend::kMaxRowPieces, heads, static_cast<unsigned>(p.query.shape[0])},
+             {.grid = {attend::kMaxRowPieces * static_cast<unsigned>(p.query.shape[0]), heads},
               .block = {kAttendThreads},
-              .shared_bytes = sizeof(DecodeShared<head_dim.value>),
+              .shared_bytes = shared_size<DecodeShared<head_dim.value>>(),
               .stream = stream},
              p, partials, arrived);
     });
@@ -153,7 +166,7 @@ void decode(const DecodeParams& p, const Partials& partials, std::uint32_t* arri
 void merge_states(const StateParams& p, void* stream) {
   if (p.out.shape[0] == 0) return;
   launch(merge_states_kernel,
-         {.grid = {static_cast<unsigned>(p.out.shape[1]), static_cast<unsigned>(p.out.shape[0])},
+         {.grid = {static_cast<unsigned>(p.out.shape[0]), static_cast<unsigned>(p.out.shape[1])},
           .block = {static_cast<unsigned>(p.out.shape[2])},
           .shared_bytes = 0,
           .stream = stream},

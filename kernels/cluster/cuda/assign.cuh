@@ -51,12 +51,12 @@ class KeyTiles {
       for (int half = 0; half < 2; ++half) {
         const int token = first + 16 * tile + lane_id() / 4 + 8 * half;
         const bool exists = token < run.num_tokens;
-        const std::byte* row = exists ? key_row(run, token) : nullptr;
+        const std::byte* row = key_row(run, exists ? token : run.num_tokens - 1);
 #pragma unroll
         for (int s = 0; s < Layout::kSteps; ++s) {
           const int chunk = 4 * s + lane_id() % 4;
-          key_[tile][half][s] =
-              exists && chunk < Layout::kChunks ? load128(row + 16 * chunk) : uint4{0, 0, 0, 0};
+          key_[tile][half][s] = exists && chunk < Layout::kChunks ? load_global128(row + 16 * chunk)
+                                                                  : uint4{0, 0, 0, 0};
         }
       }
 #pragma unroll
@@ -112,7 +112,7 @@ class KeyTiles {
         for (int step = 1; step < 4; step *= 2) {
           const float other = __shfl_xor_sync(kAllLanes, best, step);
           const int other_label = __shfl_xor_sync(kAllLanes, label, step);
-          if (other > best || (other == best && other_label < label)) {
+          if (cluster::is_better(other, other_label, best, label)) {
             best = other;
             label = other_label;
           }
@@ -145,7 +145,7 @@ class ChannelSums {
       const int chunk = lane_ + i * kLanes;
       if (chunk >= kChunks) continue;
       float x[kChunk];
-      unpack_chunk<kDType>(load128(row + 16 * chunk), x);
+      unpack_chunk<kDType>(load_global128(row + 16 * chunk), x);
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) sum_[i][j] = sum_[i][j] + x[j];
     }

@@ -46,10 +46,10 @@ __global__ __launch_bounds__(kMeanThreads) void draw_starts_kernel(const LargeCl
 template <DType kDType, int kHeadDim>
 __global__ __launch_bounds__(kMeanThreads) void mean_kernel(const LargeClusterJob* jobs,
                                                             bool is_start) {
-  const LargeClusterJob& large = jobs[blockIdx.y];
+  const LargeClusterJob& large = jobs[blockIdx.x];
   const cluster::SegmentParams& p = large.job.params;
   const int cluster =
-      static_cast<int>(blockIdx.x) * kMeanClusters + static_cast<int>(threadIdx.x) / kUpdateLanes;
+      static_cast<int>(blockIdx.y) * kMeanClusters + static_cast<int>(threadIdx.x) / kUpdateLanes;
   const int lane = static_cast<int>(threadIdx.x) % kUpdateLanes;
   const bool is_padding = cluster >= p.num_clusters;
   ChannelSums<kDType, kHeadDim, kUpdateLanes> sums(lane);
@@ -96,7 +96,7 @@ class LargeAssigner {
 
   __device__ void run() {
     const int tiles = large_clusters(p_.num_clusters) / kLargeTile;
-    const int first = static_cast<int>(blockIdx.x) * kBlockKeys + warp_id() * kKeys;
+    const int first = static_cast<int>(blockIdx.y) * kBlockKeys + warp_id() * kKeys;
     fetch(0);
     keys_.load(p_.keys, first);
 #pragma unroll 1
@@ -140,7 +140,7 @@ class LargeAssigner {
 template <DType kDType, int kHeadDim>
 __global__ __launch_bounds__(kAssignWarps* kWarpLanes,
                              2) void assign_kernel(const LargeClusterJob* jobs) {
-  LargeAssigner<kDType, kHeadDim>(jobs[blockIdx.y], dynamic_shared<AssignShared<kHeadDim>>()).run();
+  LargeAssigner<kDType, kHeadDim>(jobs[blockIdx.x], dynamic_shared<AssignShared<kHeadDim>>()).run();
 }
 
 // -------------------------------------------------------------------------------------- sort
@@ -197,7 +197,7 @@ void launch_all(const LargeClusterJob* jobs, unsigned num_jobs, const cluster::S
   const auto run_means = [&](bool is_start) {
     launch(
         mean_kernel<kDType, kHeadDim>,
-        {.grid = {means, num_jobs}, .block = {kMeanThreads}, .shared_bytes = 0, .stream = stream},
+        {.grid = {num_jobs, means}, .block = {kMeanThreads}, .shared_bytes = 0, .stream = stream},
         jobs, is_start);
   };
   if (like.random_start) {
@@ -208,15 +208,15 @@ void launch_all(const LargeClusterJob* jobs, unsigned num_jobs, const cluster::S
   for (int i = 0; i < like.iterations; ++i) {
     run_means(i == 0);
     launch(assign_kernel<kDType, kHeadDim>,
-           {.grid = {tiles, num_jobs},
+           {.grid = {num_jobs, tiles},
             .block = {Assigner::kThreads},
-            .shared_bytes = sizeof(AssignShared<kHeadDim>),
+            .shared_bytes = shared_size<AssignShared<kHeadDim>>(),
             .stream = stream},
            jobs);
     launch(order_tokens_kernel,
            {.grid = {num_jobs},
             .block = {kSortThreads},
-            .shared_bytes = sizeof(BlockScan<kSortThreads>::Storage),
+            .shared_bytes = shared_size<BlockScan<kSortThreads>::Storage>(),
             .stream = stream},
            jobs);
   }

@@ -30,6 +30,7 @@ struct ClusterJob {
 /// All iterations of all jobs, one launch. `jobs` is a device array. The metric, dtype and head_dim
 /// are those of `like` for all of them; no job has more tokens and clusters than `like`.
 /// Labels are those of keys against centroids rounded to the rows' dtype.
+/// \throws ConfigError  if `like` has more than kMaxSegmentTokens or kMaxSegmentClusters
 void cluster_segments(const ClusterJob* jobs, int num_jobs, const cluster::SegmentParams& like,
                       void* stream);
 

@@ -244,7 +244,7 @@ void launch_jobs(const ClusterJob* jobs, int num_jobs, void* stream) {
   launch(cluster_segment_kernel<Size, kDType, kHeadDim>,
          {.grid = {static_cast<unsigned>(num_jobs)},
           .block = {Size::kThreads},
-          .shared_bytes = sizeof(SegmentShared<Size, kHeadDim>),
+          .shared_bytes = shared_size<SegmentShared<Size, kHeadDim>>(),
           .stream = stream},
          jobs);
 }
@@ -254,6 +254,8 @@ void launch_jobs(const ClusterJob* jobs, int num_jobs, void* stream) {
 void cluster_segments(const ClusterJob* jobs, int num_jobs, const cluster::SegmentParams& like,
                       void* stream) {
   if (num_jobs == 0) return;
+  check_limit("num_tokens", like.keys.num_tokens, kMaxSegmentTokens);
+  check_limit("num_clusters", like.num_clusters, kMaxSegmentClusters);
   const RowStore& store = like.keys.store;
   const bool is_window =
       like.keys.num_tokens <= kMaxWindowTokens && like.num_clusters <= kMaxWindowClusters;

@@ -3,6 +3,7 @@
 // What warps and blocks compute together: sums in a fixed order, scans, the last block of a group.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/common/cuda/device.cuh"
@@ -11,6 +12,14 @@ namespace clusterkv::CLUSTERKV_DEVICE {
 
 inline constexpr unsigned kAllLanes = 0xffffffffU;
 inline constexpr int kWarpLanes = 32;
+
+/// Size of a kernel's shared memory, within what a block may have on sm_80. sm_86, sm_89 and sm_120 give
+/// 99 KiB: the launch of a kernel with more fails there.
+template <class Shared>
+constexpr std::size_t shared_size() {
+  static_assert(sizeof(Shared) <= 163 * 1024);
+  return sizeof(Shared);
+}
 
 __device__ inline int lane_id() {
   return static_cast<int>(threadIdx.x) % kWarpLanes;

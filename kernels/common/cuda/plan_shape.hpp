@@ -9,7 +9,7 @@
 namespace clusterkv::CLUSTERKV_DEVICE {
 
 struct PlanShape {
-  int num_rows;    ///< rows of the plan, padding included
+  int num_rows;    ///< rows of the plan, padding included; at most 65535, an axis of the grid
   int max_blocks;  ///< index blocks of the longest row, at most
   void* stream;    ///< cudaStream_t
 };

@@ -28,6 +28,15 @@ struct RowType<DType::kBF16> {
 template <DType kDType>
 using RowElement = typename RowType<kDType>::Type;
 
+/// 16 bytes of a row in global memory. The compiler cannot know that of an address it reads from shared
+/// memory, and would make it a generic load.
+__device__ inline uint4 load_global128(const std::byte* from) {
+#ifndef CLUSTERKV_SIMT
+  __builtin_assume(__isGlobal(from) != 0);
+#endif
+  return load128(from);
+}
+
 /// The two elements of a word, the low one first.
 template <DType kDType>
 __device__ inline float2 unpack(std::uint32_t word) {

@@ -107,7 +107,7 @@ class Summariser {
 
   __device__ void run() {
     const int cluster =
-        static_cast<int>(blockIdx.x * (kThreads / kLanes)) + static_cast<int>(threadIdx.x) / kLanes;
+        static_cast<int>(blockIdx.y * (kThreads / kLanes)) + static_cast<int>(threadIdx.x) / kLanes;
     const bool exists = cluster < job_.num_clusters;
     const int used = exists ? job_.used[cluster] : -1;
     const int begin = used >= 0 ? job_.offset[cluster] : 0;
@@ -224,7 +224,7 @@ class Summariser {
 template <DType kDType, int kHeadDim>
 __global__ __launch_bounds__(kThreads) void summarise_kernel(RowStore live, IndexStore index,
                                                              const IndexJob* jobs) {
-  Summariser<kDType, kHeadDim>(live, index, jobs[blockIdx.y]).run();
+  Summariser<kDType, kHeadDim>(live, index, jobs[blockIdx.x]).run();
 }
 
 // -------------------------------------------------------------------------------------- finish
@@ -293,7 +293,7 @@ void build_index(const RowStore& live, const IndexStore& index, const IndexJob* 
   launch(map_clusters_kernel,
          {.grid = {num_jobs},
           .block = {kThreads},
-          .shared_bytes = sizeof(BlockScan<kThreads>::Storage),
+          .shared_bytes = shared_size<BlockScan<kThreads>::Storage>(),
           .stream = shape.stream},
          index, jobs);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", live.dtype, [&](auto dtype) {
@@ -301,7 +301,7 @@ void build_index(const RowStore& live, const IndexStore& index, const IndexJob* 
       constexpr int kClusters = kThreads / Summariser<dtype.value, head_dim.value>::kLanes;
       const int groups = (shape.max_clusters + kClusters - 1) / kClusters;
       launch(summarise_kernel<dtype.value, head_dim.value>,
-             {.grid = {static_cast<unsigned>(groups), num_jobs},
+             {.grid = {num_jobs, static_cast<unsigned>(groups)},
               .block = {kThreads},
               .shared_bytes = 0,
               .stream = shape.stream},

@@ -18,10 +18,10 @@ constexpr int kWarps = kThreads / kWarpLanes;
 
 __global__ __launch_bounds__(kThreads) void store_segment_kernel(index::StoreParams p,
                                                                  const IndexJob* jobs) {
-  const IndexJob& job = jobs[blockIdx.y];
+  const IndexJob& job = jobs[blockIdx.x];
   const int kv_head = job.source.kv_head;
-  const int stride = static_cast<int>(gridDim.x) * kWarps;
-  for (int i = static_cast<int>(blockIdx.x) * kWarps + warp_id(); i < job.source.num_tokens;
+  const int stride = static_cast<int>(gridDim.y) * kWarps;
+  for (int i = static_cast<int>(blockIdx.y) * kWarps + warp_id(); i < job.source.num_tokens;
        i += stride) {
     const int token = job.order == nullptr ? i : job.order[i];
     const std::uint32_t to = paged_row(job.target.row_pages, job.target.segment.first_row + i);
@@ -45,9 +45,11 @@ __global__ __launch_bounds__(kThreads) void store_segment_kernel(index::StorePar
 void store_segments(const index::StoreParams& p, const IndexJob* jobs, const IndexShape& shape) {
   if (shape.num_jobs == 0) return;
   constexpr int kRowsPerBlock = 4 * kWarps;
+  constexpr int kMaxGrid = 1024;
   const int blocks = (shape.max_tokens + kRowsPerBlock - 1) / kRowsPerBlock;
   launch(store_segment_kernel,
-         {.grid = {static_cast<unsigned>(blocks), static_cast<unsigned>(shape.num_jobs)},
+         {.grid = {static_cast<unsigned>(shape.num_jobs),
+                   static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid)},
           .block = {kThreads},
           .shared_bytes = 0,
           .stream = shape.stream},

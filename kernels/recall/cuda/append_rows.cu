@@ -32,12 +32,12 @@ __device__ bool is_plain(const TensorView& t, DType dtype, const std::byte* from
 template <DType kDType>
 __global__ __launch_bounds__(kThreads) void append_rows_kernel(recall::AppendParams p,
                                                                const AppendJob* jobs) {
-  const AppendJob& job = jobs[blockIdx.z];
+  const AppendJob& job = jobs[blockIdx.x];
   const auto kv_head = static_cast<int>(blockIdx.y);
   const int chunks = p.live.head_dim / kChunk;
   const int items = job.num_tokens * 2 * chunks;
-  const int stride = static_cast<int>(gridDim.x) * kThreads;
-  for (int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x); i < items; i += stride) {
+  const int stride = static_cast<int>(gridDim.z) * kThreads;
+  for (int i = static_cast<int>(blockIdx.z * kThreads + threadIdx.x); i < items; i += stride) {
     const int token = i / (2 * chunks);
     const int place = i % (2 * chunks);  // in the row: chunks of the key, then of the value
     const bool is_key = place < chunks;
@@ -72,8 +72,8 @@ void append_rows(const recall::AppendParams& p, const AppendJob* jobs, int num_j
   const int blocks = (items + kThreads - 1) / kThreads;
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.live.dtype, [&](auto dtype) {
     launch(append_rows_kernel<dtype.value>,
-           {.grid = {static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid),
-                     static_cast<unsigned>(p.key.shape[1]), static_cast<unsigned>(num_jobs)},
+           {.grid = {static_cast<unsigned>(num_jobs), static_cast<unsigned>(p.key.shape[1]),
+                     static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid)},
             .block = {kThreads},
             .shared_bytes = 0,
             .stream = stream},

@@ -36,7 +36,7 @@ struct SlotPools {
   std::uint32_t* referenced;  ///< [kv_head, num_slots]: 0 or 1
   std::int32_t* hand;         ///< [kv_head]
   std::uint32_t* full_in;     ///< [kv_head]: the plan that found no slot
-  std::byte* slots;           ///< [kv_head, num_slots, kQuadRows rows]
+  std::byte* slots;           ///< [kv_head, num_slots, kQuadRows rows of the store's row_bytes]
   std::size_t head_stride;    ///< bytes from plane to plane of `slots`
   std::int64_t num_quads;
   int num_slots;  ///< below 2^31

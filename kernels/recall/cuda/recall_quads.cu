@@ -76,8 +76,10 @@ class Recaller {
   /// A warp moves two pieces of up to 2 KiB at a time: all their loads, then all their stores.
   template <int kHeadDim>
   __device__ void copy() const {
-    constexpr int kQuadChunks = kQuadRows * 2 * kHeadDim / kChunk;
+    constexpr int kRowChunks = 2 * kHeadDim / kChunk;
+    constexpr int kQuadChunks = kQuadRows * kRowChunks;
     constexpr int kParts = kQuadChunks > 128 ? 2 : 1;
+    constexpr int kPieceRows = kQuadRows / kParts;
     constexpr int kPieceChunks = kQuadChunks / kParts;
     constexpr int kMine = (kPieceChunks + kWarpLanes - 1) / kWarpLanes;
     constexpr int kPieces = 2;
@@ -88,30 +90,38 @@ class Recaller {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         const int piece = first + i < count ? first + i : first;
-        const std::byte* from = p_.stored.row(head_, copies_[piece / kParts].quad * kQuadRows) +
-                                piece % kParts * kPieceChunks * 16;
+        const std::byte* from = p_.stored.row(
+            head_, copies_[piece / kParts].quad * kQuadRows + piece % kParts * kPieceRows);
 #pragma unroll
         for (int j = 0; j < kMine; ++j) {
           const int chunk = lane_id() + j * kWarpLanes;
-          if (chunk < kPieceChunks) chunks[i][j] = load128(from + 16 * chunk);
+          if (chunk < kPieceChunks) chunks[i][j] = load128(from + chunk_at<kRowChunks>(chunk));
         }
       }
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         if (first + i >= count) continue;
+        const std::size_t row = std::size_t{copies_[(first + i) / kParts].slot} * kQuadRows +
+                                static_cast<std::size_t>((first + i) % kParts * kPieceRows);
         std::byte* to = p_.pools.slots + static_cast<std::size_t>(head_) * p_.pools.head_stride +
-                        std::size_t{copies_[(first + i) / kParts].slot} * kQuadChunks * 16 +
-                        static_cast<std::size_t>((first + i) % kParts * kPieceChunks) * 16;
+                        row * p_.stored.row_bytes;
 #pragma unroll
         for (int j = 0; j < kMine; ++j) {
           const int chunk = lane_id() + j * kWarpLanes;
-          if (chunk < kPieceChunks) store128(to + 16 * chunk, chunks[i][j]);
+          if (chunk < kPieceChunks) store128(to + chunk_at<kRowChunks>(chunk), chunks[i][j]);
         }
       }
     }
   }
 
  private:
+  /// Bytes to a chunk of some rows of a store, which may have padding. 32 bits: registers are dear.
+  template <int kRowChunks>
+  __device__ unsigned chunk_at(int chunk) const {
+    return static_cast<unsigned>(chunk / kRowChunks) * static_cast<unsigned>(p_.stored.row_bytes) +
+           static_cast<unsigned>(chunk % kRowChunks) * 16;
+  }
+
   __device__ int count(int row, int list) const {
     return p_.lists.num_rows[p_.lists.list(row, head_ * served_ + list)];
   }
@@ -136,7 +146,7 @@ class Recaller {
       if (found >= kClaim) continue;
       const std::uint32_t stamp = atomicExch(stamp_ + found, p_.plan_number);
       if (stamp == p_.plan_number) continue;  // another list, or row, of this step brought it
-      if (stamp >= p_.retain_from[row]) {
+      if (recall::is_retained({quad, stamp, false}, p_.retain_from[row])) {
         referenced_[found] = 1;
         atomicAdd(&shared_.hits, 1);
       } else {
@@ -178,8 +188,8 @@ class Recaller {
     while (given < claims && !is_full_) {
       const int at = (hand_ + static_cast<int>(threadIdx.x)) % num_slots;
       const bool looks = static_cast<int>(threadIdx.x) < window;
-      const bool is_current = looks && owner_[at] != kNoQuad && stamp_[at] == p_.plan_number;
-      const bool is_free = looks && !is_current && (owner_[at] == kNoQuad || referenced_[at] == 0);
+      recall::SlotState slot{owner_[at], stamp_[at], referenced_[at] != 0};
+      const bool is_free = recall::take_slot(slot, p_.plan_number) && looks;
       int found = 0;
       const int rank = BlockScan<kThreads>(shared_.scan).exclusive(is_free ? 1 : 0, found);
       const int taken = min(found, claims - given);
@@ -189,8 +199,8 @@ class Recaller {
       const int moved = given + taken == claims ? last : window;
       if (is_free && rank < taken) {
         take(at, given + rank);
-      } else if (looks && !is_current && static_cast<int>(threadIdx.x) < moved) {
-        referenced_[at] = 0;
+      } else if (looks && static_cast<int>(threadIdx.x) < moved) {
+        referenced_[at] = slot.referenced ? 1 : 0;
       }
       if (taken > 0) resume = (hand_ + last) % num_slots;
       since = taken > 0 ? window - last : since + window;
@@ -244,7 +254,7 @@ void recall_quads(const RecallParams& p, void* stream) {
     launch(recall_quads_kernel<head_dim.value>,
            {.grid = {static_cast<unsigned>(p.num_kv_heads)},
             .block = {kThreads},
-            .shared_bytes = sizeof(RecallShared),
+            .shared_bytes = shared_size<RecallShared>(),
             .stream = stream},
            p);
   });

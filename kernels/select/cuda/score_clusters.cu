@@ -408,7 +408,7 @@ void launch_pass(const ScoreParams& p, const PlanShape& shape, int first_head) {
          {.grid = {static_cast<unsigned>(blocks < kMaxGrid ? blocks : kMaxGrid),
                    static_cast<unsigned>(p.num_kv_heads), static_cast<unsigned>(shape.num_rows)},
           .block = {kThreads},
-          .shared_bytes = sizeof(ScoreShared<kIndex, kHeadDim>),
+          .shared_bytes = shared_size<ScoreShared<kIndex, kHeadDim>>(),
           .stream = shape.stream},
          p, first_head);
 }

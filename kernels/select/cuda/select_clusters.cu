@@ -425,23 +425,25 @@ __global__ __launch_bounds__(kThreads) void expand_rows_kernel(SelectParams p) {
 }  // namespace
 
 void select_clusters(const SelectParams& p, const SelectScratch& scratch, const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
   const int slices = num_slices(shape.max_blocks);
   launch(select_clusters_kernel,
          {.grid = {static_cast<unsigned>(slices > 0 ? slices : 1),
                    static_cast<unsigned>(p.lists.selection_heads),
                    static_cast<unsigned>(shape.num_rows)},
           .block = {kThreads},
-          .shared_bytes = sizeof(SelectShared),
+          .shared_bytes = shared_size<SelectShared>(),
           .stream = shape.stream},
          p, scratch, shape.max_blocks);
 }
 
 void expand_rows(const SelectParams& p, const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
   launch(expand_rows_kernel,
          {.grid = {static_cast<unsigned>(p.lists.selection_heads),
                    static_cast<unsigned>(shape.num_rows)},
           .block = {kThreads},
-          .shared_bytes = sizeof(BlockScan<kThreads>::Storage),
+          .shared_bytes = shared_size<BlockScan<kThreads>::Storage>(),
           .stream = shape.stream},
          p);
 }

@@ -1,123 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The device's select ops beside the CPU's, which the other suites compare with fp64: the same bits.
-#include "tests/support/device.hpp"
-
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/select/cuda/select_ops.hpp"
 #include "tests/select/fixture.hpp"
+#include "tests/support/device.hpp"
 
 namespace clusterkv::select {
 namespace {
 
 namespace on_device = testing::on_device;
 using testing::DeviceTest;
-using testing::Scene;
-
-// ------------------------------------------------------------------------------------- score
-
-struct Heads {
-  int q;
-  int kv;
-};
-using ScoreCase = std::tuple<IndexDType, int, Heads>;
-
-class DeviceScore : public DeviceTest, public ::testing::WithParamInterface<ScoreCase> {
- protected:
-  static Scene scene(std::vector<testing::SegmentShape> segments) {
-    const auto& [index_dtype, head_dim, heads] = GetParam();
-    testing::SceneShape s;
-    s.op = {Backend::kCuda, DType::kBF16, head_dim};
-    s.index_dtype = index_dtype;
-    s.num_q_heads = heads.q;
-    s.num_kv_heads = heads.kv;
-    s.segments = std::move(segments);
-    s.fill_rows = false;
-    return Scene(s, 7);
-  }
-};
-
-struct Scores {
-  explicit Scores(const Scene& scene)
-      : e(static_cast<std::size_t>(scene.num_clusters() * scene.shape.num_q_heads)),
-        z(e.size()),
-        blocks(scene.blocks.size() * static_cast<std::size_t>(scene.shape.num_q_heads)) {}
-  RowScores view() { return {e.data(), z.data(), blocks.data()}; }
-
-  testing::Guarded<float> e, z;
-  testing::Guarded<BlockSums> blocks;
-};
-
-template <class T>
-bool same_bits(testing::Guarded<T>& a, testing::Guarded<T>& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
-
-TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
-  for (const bool use_spread : {true, false}) {
-    Scene s = scene({{70, 200}, {3, 9}, {64, 300}, {130, 300}});
-    Scores cpu(s);
-    const SequenceView view = s.view(64);
-    const RowScores cpu_scores = cpu.view();
-    ScoreParams p{&view,       s.index.view(),      s.query.data(),
-                  &cpu_scores, s.shape.num_q_heads, s.shape.num_kv_heads,
-                  0.09F,       use_spread};
-    for (int head = 0; head < p.num_kv_heads; ++head) {
-      select::cpu().score_clusters(p, {0, head, 0, view.num_blocks});
-    }
-    RowScores device_scores;
-    p.scores = &device_scores;
-    // A launch for shorter sequences has fewer blocks of threads, which take several turns.
-    SequenceView tokens = view;  // each member of a group a token of its own
-    tokens.num_query_tokens = use_spread ? 1 : s.group();
-    p.rows = &tokens;
-    p.num_q_heads = s.shape.num_q_heads / tokens.num_query_tokens;
-    p.query_tokens = tokens.num_query_tokens + 1;
-    for (const auto math : {on_device::IntegerMath::kMma, on_device::IntegerMath::kDp4a}) {
-      Scores device(s);
-      device_scores = device.view();
-      on_device::score_clusters(p, {1, use_spread ? view.num_blocks : 1, nullptr}, math);
-      EXPECT_TRUE(same_bits(cpu.blocks, device.blocks));
-      EXPECT_TRUE(same_bits(cpu.e, device.e));
-      EXPECT_TRUE(same_bits(cpu.z, device.z));
-      EXPECT_TRUE(device.e.guards_intact() && device.z.guards_intact() &&
-                  device.blocks.guards_intact());
-      if (s.shape.index_dtype != IndexDType::kInt8) break;
-    }
-  }
-}
-
-TEST_P(DeviceScore, LeavesRowsAloneThatAreNotScored) {
-  Scene s = scene({{70, 200}});
-  Scores device(s), untouched(s);
-  SequenceView views[2] = {s.view(64), s.view(64)};
-  views[0].everything = true;
-  views[1].query_row = -1;
-  const RowScores scores[2] = {device.view(), device.view()};
-  on_device::score_clusters({views, s.index.view(), s.query.data(), scores, s.shape.num_q_heads,
-                             s.shape.num_kv_heads, 0.09F, true},
-                            {2, views[0].num_blocks, nullptr});
-  EXPECT_TRUE(same_bits(untouched.e, device.e));
-  EXPECT_TRUE(same_bits(untouched.blocks, device.blocks));
-}
-
-std::string name_of_score_case(const ::testing::TestParamInfo<ScoreCase>& info) {
-  const auto& [dtype, dim, heads] = info.param;
-  return testing::name_of(dtype) + "_d" + std::to_string(dim) + "_q" + std::to_string(heads.q) +
-         "_kv" + std::to_string(heads.kv);
-}
-
-INSTANTIATE_TEST_SUITE_P(
-    Ops, DeviceScore,
-    ::testing::Combine(::testing::Values(IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32),
-                       ::testing::Values(64, 80, 96, 128, 256),
-                       ::testing::Values(Heads{2, 2}, Heads{6, 2}, Heads{5, 1}, Heads{12, 1})),
-    name_of_score_case);
-
-// ------------------------------------------------------------------------------------ select
 
 struct Size {
   int clusters;
@@ -125,7 +23,7 @@ struct Size {
 };
 class DeviceSelect : public DeviceTest, public ::testing::WithParamInterface<Size> {};
 
-/// Lists of both rows of a plan; row 0 has nothing.
+/// Lists of both rows of a plan.
 struct Lists {
   Lists(Planted& planted, HeadGrouping grouping) : view(planted.lists(grouping)) {
     const auto lists = static_cast<std::size_t>(2 * view.selection_heads);
@@ -147,10 +45,12 @@ struct Lists {
 };
 
 /// On the device the group's heads may be those of several query tokens; some other row has one more.
+/// Row 0 of the plan has nothing, or the same sequence with its own budget.
 void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool everything,
-                 int tokens = 1) {
+                 int tokens = 1, int other_budget = 0) {
   SequenceView views[2] = {{}, planted.view(budget, everything)};
-  const RowScores scores[2] = {{}, planted.scores()};
+  if (other_budget > 0) views[0] = planted.view(other_budget);
+  const RowScores scores[2] = {planted.scores(), planted.scores()};
   Lists cpu(planted, grouping), device(planted, grouping);
   const int num_kv_heads = planted.num_q_heads() / planted.group();
   SelectParams p{views,
@@ -177,6 +77,7 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
   p.num_q_heads = planted.num_q_heads() / tokens;
   p.query_tokens = 2 * tokens;
   views[1].num_query_tokens = tokens;
+  if (other_budget > 0) views[0].num_query_tokens = tokens;
   const int max_blocks = views[1].num_blocks + 3;
   const auto lists = static_cast<std::size_t>(2 * device.view.selection_heads);
   const auto slices = lists * static_cast<std::size_t>(on_device::num_slices(max_blocks));
@@ -222,6 +123,97 @@ TEST_P(DeviceSelect, ChoosesAndExpandsAsTheCpu) {
   }
   expect_same(planted, 3, HeadGrouping::kShared, true);
   expect_same(planted, total / 3 + 1, HeadGrouping::kShared, false, group);
+}
+
+/// A plan of some clusters whose scores are all the same.
+Planted flat(double t, const std::vector<int>& sizes) {
+  Plant plant;
+  plant.sizes = sizes;
+  plant.t = {Vec(sizes.size(), t), Vec(sizes.size(), t)};
+  return Planted(plant);
+}
+
+class DeviceSelectEdges : public DeviceTest {};
+
+TEST_F(DeviceSelectEdges, TwoRowsOfAPlan) {
+  testing::Random random(5);
+  Plant plant;
+  plant.t.resize(2);
+  for (int i = 0; i < 300; ++i) {
+    plant.sizes.push_back(random.between(1, 9));
+    for (Vec& t : plant.t) t.push_back(double{random.normal()});
+  }
+  Planted planted(plant);
+  for (const auto grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
+    expect_same(planted, 100, grouping, false, 1, 333);
+  }
+}
+
+TEST_F(DeviceSelectEdges, EqualScoresAndClustersWithoutRows) {
+  std::vector<int> sizes(90, 3);
+  sizes[80] = 0;
+  for (const auto grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
+    Planted equal = flat(1.0, sizes);
+    for (const int budget : {1, 100, 400}) expect_same(equal, budget, grouping, false);
+    Planted empty = flat(1.0, std::vector<int>(70, 0));
+    expect_same(empty, 10, grouping, false);
+  }
+}
+
+TEST_F(DeviceSelectEdges, OnlyNanAndOnlyMinusInfinity) {
+  for (const float score : {std::numeric_limits<float>::quiet_NaN(), kMinusInfinity}) {
+    Planted planted = flat(1.0, std::vector<int>(90, 3));
+    // As score_clusters() leaves a block in which nothing is above -inf; NaN in e is worse.
+    for (std::size_t i = 0; i < planted.z.size(); ++i) {
+      planted.z[i] = score;
+      planted.e[i] = std::isnan(score) ? score : 0.0F;
+    }
+    for (std::size_t i = 0; i < planted.sums.size(); ++i) {
+      planted.sums[i] = {kMinusInfinity, 0.0F, 0.0F};
+    }
+    for (const auto grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
+      for (const int budget : {1, 100, 400}) expect_same(planted, budget, grouping, false);
+    }
+  }
+}
+
+TEST_F(DeviceSelectEdges, ExpandsListsFromElsewhere) {
+  testing::SceneShape shape;
+  shape.op = {Backend::kCuda, DType::kBF16, 64};
+  shape.segments = {{70, 500}, {5, 20}, {500, 900}};
+  shape.fill_rows = false;
+  testing::Scene s(shape, 4);
+  constexpr int kCapacity = 1500;
+  testing::Guarded<std::int32_t> clusters(4 * kCapacity), counts(4 * kCapacity);
+  testing::Guarded<std::int32_t> num_clusters(4);
+  testing::Guarded<std::uint32_t> device_ids(4 * kCapacity), cpu_ids(4 * kCapacity);
+  const SelectionLists lists{
+      2,       kCapacity,        clusters.data(), counts.data(), num_clusters.data(),
+      nullptr, device_ids.data()};
+  const SequenceView views[2] = {s.view(1), s.view(1)};
+  SelectionLists cpu = lists;
+  cpu.row_ids = cpu_ids.data();
+  for (int row = 0; row < 2; ++row) {
+    for (int head = 0; head < 2; ++head) {
+      int count = 0;
+      for (const auto& cluster : s.clusters[static_cast<std::size_t>(head)]) {
+        if (row == 0 && s.random.between(0, 2) == 0) continue;  // row 1: more than 512 clusters
+        lists.clusters_of(row, head)[count] = cluster.id;
+        lists.counts_of(row, head)[count++] = s.random.between(1, cluster.size);
+      }
+      lists.num_clusters[lists.list(row, head)] = row == 0 && head == 1 ? 0 : count;
+      select::cpu().expand_rows(views[row], s.index.view(), head, cpu, row, head);
+    }
+  }
+  SelectParams p{};
+  p.rows = views;
+  p.index = s.index.view();
+  p.lists = lists;
+  p.num_q_heads = p.num_kv_heads = 2;
+  on_device::expand_rows(p, {2, views[0].num_blocks, nullptr});
+  EXPECT_EQ(device_ids.copy(), cpu_ids.copy());
+  EXPECT_TRUE(device_ids.guards_intact());
+  on_device::expand_rows(p, {0, views[0].num_blocks, nullptr});  // a plan without rows
 }
 
 /// 1M tokens: 131,072 clusters a head, 32 slices.
