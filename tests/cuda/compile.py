@@ -68,10 +68,21 @@ def short_name(mangled):
     return match[1] + (" " + arguments if arguments else "")
 
 
+def shared_bytes(ptx):
+    """Dynamic shared memory by kernel: dynamic_shared() leaves a comment."""
+    result = {}
+    for entry in re.split(r"\.entry\s+", ptx)[1:]:
+        sizes = [int(size) for size in re.findall(r"// shared bytes: (\d+)", entry)]
+        result[re.match(r"\w+", entry)[0]] = max(sizes, default=0)
+    return result
+
+
 def compile_one(nvcc, work, file, arch):
     """(kernels, complaints, seconds of CPU) of one file."""
     cubin = work / f"{file.stem}.{arch}.cubin"
-    command = [nvcc, *FLAGS, f"-arch={arch}", f"-I{ROOT}", f"-I{ROOT / 'include'}", str(file), "-o",
+    kept = work / f"{file.stem}.{arch}"
+    kept.mkdir(exist_ok=True)
+    command = [nvcc, *FLAGS, "--keep", f"--keep-dir={kept}", f"-arch={arch}", f"-I{ROOT}", f"-I{ROOT / 'include'}", str(file), "-o",
                str(cubin)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = process.stdout.read()
@@ -83,12 +94,14 @@ def compile_one(nvcc, work, file, arch):
     if cpu > SECONDS or usage.ru_maxrss / 1024 > MEGABYTES:
         complaints.append(f"{file.name} {arch}: {cpu:.0f} s, {usage.ru_maxrss / 1024:.0f} MB")
     code = dict(sections(cubin.read_bytes()))
+    shared = shared_bytes((kept / f"{file.stem}.ptx").read_text())
     kernels = []
     pattern = (r"Compiling entry function '(\S+)'[^\n]*\n[^\n]*\n\s+(\d+) bytes stack frame, (\d+) bytes "
                r"spill stores[^\n]*\n[^\n]*Used (\d+) registers(?:.*?(\d+) bytes smem)?")
-    for mangled, stack, spills, registers, shared in re.findall(pattern, log):
+    for mangled, stack, spills, registers, fixed in re.findall(pattern, log):
         counts = census(code[".text." + mangled])
-        kernels.append(Kernel(short_name(mangled), arch, int(registers), int(shared or 0), int(stack),
+        kernels.append(Kernel(short_name(mangled), arch, int(registers),
+                              int(fixed or 0) + shared.get(mangled, 0), int(stack),
                               int(spills), counts))
     return kernels, complaints, cpu
 
@@ -98,16 +111,16 @@ COLUMNS = ("HMMA", "IMMA", "IDP", "LDSM", "LDGSTS", "LDG.128", "LD.128")
 
 def row(kernel):
     counts = " | ".join(str(kernel.counts[c]) for c in COLUMNS)
-    return f"| {kernel.name} | {kernel.arch} | {kernel.registers} | {kernel.spills} | {kernel.stack} | {counts} |"
+    return f"| {kernel.name} | {kernel.arch} | {kernel.registers} | {kernel.shared} | {kernel.spills} | {kernel.stack} | {counts} |"
 
 
 def write_table(kernels):
     lines = ["# CUDA kernels as compiled", "",
              "Written by `tests/cuda/compile.py --write` with nvcc 13.0; the test compiles them again and",
              "compares. Counts are instructions in the code, not executed ones. No kernel may spill or have a",
-             "stack. Shared memory is dynamic, `sizeof` each kernel's `Shared` struct.", "",
-             "| kernel | arch | registers | spills | stack | " + " | ".join(COLUMNS) + " |",
-             "|---" * (5 + len(COLUMNS)) + "|"]
+             "stack. LD is a load by a generic address. Shared memory is dynamic, `sizeof` each kernel's `Shared` struct.", "",
+             "| kernel | arch | registers | shared bytes | spills | stack | " + " | ".join(COLUMNS) + " |",
+             "|---" * (6 + len(COLUMNS)) + "|"]
     TABLE.write_text("\n".join(lines + [row(k) for k in kernels]) + "\n")
 
 
@@ -116,14 +129,14 @@ def compare(kernels):
     table = {}
     for line in TABLE.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 + len(COLUMNS) and cells[2].isdigit():
+        if len(cells) == 6 + len(COLUMNS) and cells[2].isdigit():
             table[cells[0], cells[1]] = [int(cell) for cell in cells[2:]]
     for kernel in kernels:
         wanted = table.pop((kernel.name, kernel.arch), None)
-        got = [kernel.registers, kernel.spills, kernel.stack, *(kernel.counts[c] for c in COLUMNS)]
+        got = [kernel.registers, kernel.shared, kernel.spills, kernel.stack, *(kernel.counts[c] for c in COLUMNS)]
         if wanted is None:
             yield f"{kernel.name} {kernel.arch}: not in {TABLE.name}"
-        elif got[0] > wanted[0] or got[3:] != wanted[3:]:
+        elif got[0] > wanted[0] or got[1:] != wanted[1:]:
             yield f"{kernel.name} {kernel.arch}: {got}, expected {wanted}"
     for name, arch in table:
         yield f"{name} {arch}: in {TABLE.name}, but not compiled"
