@@ -3,7 +3,8 @@
 // Runs the device suites on a device. What a suite hands to an op may lie anywhere: on the heap, in a
 // vector, on the stack. So all of this program's memory is pinned and mapped: `new` takes from a pool of
 // it, and the tests run on a thread whose stack is pinned too. Launches block, so results are there when
-// an op returns.
+// an op returns. Guarded buffers have an allocation of the device each, which compute-sanitizer knows the
+// ends of; under CLUSTERKV_SANITIZED=1 they have no guards of their own, so that those ends are theirs.
 //
 // Exit status 77, which ctest counts as skipped, where there is no device; with
 // CLUSTERKV_REQUIRE_CUDA=1 that is a failure.
@@ -19,6 +20,7 @@
 #include <new>
 
 #include "kernels/common/cuda/check.hpp"
+#include "tests/support/stores.hpp"
 
 namespace {
 
@@ -29,6 +31,17 @@ void* allocate_pinned(std::size_t bytes) {
   check(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable),
         "cudaHostAlloc");
   return memory;
+}
+
+void* allocate_managed(std::size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMallocManaged(&memory, bytes == 0 ? 1 : bytes), "cudaMallocManaged");
+  return memory;
+}
+
+bool is_set(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && *value == '1';
 }
 
 class PinnedMemory : public std::pmr::memory_resource {
@@ -97,9 +110,8 @@ int main(int argc, char** argv) {
   int devices = 0;
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status != cudaSuccess || devices == 0) {
-    const char* required = std::getenv("CLUSTERKV_REQUIRE_CUDA");
     std::printf("no device: %s\n", cudaGetErrorString(status));
-    return required != nullptr && *required == '1' ? 1 : 77;
+    return is_set("CLUSTERKV_REQUIRE_CUDA") ? 1 : 77;
   }
   cudaDeviceProp device{};
   check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
@@ -108,6 +120,9 @@ int main(int argc, char** argv) {
   static std::pmr::synchronized_pool_resource blocks(
       {.max_blocks_per_chunk = 64, .largest_required_pool_block = std::size_t{1} << 20}, &pinned);
   pool = &blocks;
+  clusterkv::testing::set_test_memory({allocate_managed, [](void* memory) { cudaFree(memory); },
+                                       [](const void*, std::size_t) {},
+                                       is_set("CLUSTERKV_SANITIZED") ? std::size_t{0} : 4096});
   const int result = run_on_pinned_stack();
   pool = nullptr;
   return result;

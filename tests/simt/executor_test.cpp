@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the executor says of kernels that are wrong in ways it can see without instrumentation. Races and
-// uninitialised reads: the broken kernels of mutations/.
+// uninitialised reads: checks_test.cpp, and the broken kernels of mutations/.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -103,6 +103,12 @@ TEST(Executor, ReportsMasksWithoutTheirCaller) {
               ::testing::Contains(HasSubstr("mask without its caller")));
 }
 
+TEST(Executor, ReportsMasksThatNameALaneThatDoesNotExist) {
+  EXPECT_THAT(reports_of(20, [] { __syncwarp(); }),
+              ElementsAre(HasSubstr("mask names a lane that does not exist at executor_test.cpp"),
+                          HasSubstr("deadlock: 20 threads")));
+}
+
 TEST(Executor, ReportsShufflesFromOutsideTheMask) {
   EXPECT_THAT(reports_of(32,
                          [] {
@@ -130,6 +136,32 @@ TEST(Executor, ReportsMisalignedVectors) {
               ElementsAre(HasSubstr("misaligned write")));
 }
 
+TEST(Executor, ReportsMisalignedReadsAndCopies) {
+  alignas(16) const std::uint32_t source[8] = {};
+  EXPECT_THAT(reports_of(1, [&] { device::load128(source + 1); }),
+              ElementsAre(HasSubstr("misaligned read at executor_test.cpp")));
+  const auto copy = [&](std::size_t to, std::size_t from) {
+    device::cp_async16(device::dynamic_shared<Words>().word + to, source + from);
+    device::cp_async_commit();
+    device::cp_async_wait<0>();
+  };
+  EXPECT_THAT(reports_of(1, [&] { copy(0, 2); }),
+              ElementsAre(HasSubstr("misaligned read at executor_test.cpp")));
+  EXPECT_THAT(reports_of(1, [&] { copy(1, 0); }),
+              ElementsAre(HasSubstr("misaligned write at executor_test.cpp")));
+}
+
+TEST(Executor, ReportsCopiesToOtherThanSharedMemory) {
+  alignas(16) const std::uint32_t source[4] = {};
+  alignas(16) std::uint32_t target[4];
+  EXPECT_THAT(reports_of(1,
+                         [&] {
+                           device::cp_async16(target, source);
+                           device::cp_async_wait<0>();
+                         }),
+              ::testing::Contains(HasSubstr("cp.async to outside shared memory")));
+}
+
 TEST(Executor, ReportsMoreSharedMemoryThanWasLaunched) {
   EXPECT_THAT(reports_of(
                   1, [] { device::dynamic_shared<Words>(); }, 64),
@@ -150,10 +182,22 @@ TEST(Executor, ReportsStaticDataOfTheHost) {
 }
 
 TEST(Executor, ReportsLaunchesNoDeviceTakes) {
-  EXPECT_THAT(reports_of(2000, [] {}), ElementsAre(HasSubstr("blocks of 2000 threads")));
-  EXPECT_THAT(reports_of(
-                  1, [] {}, 300 * 1024),
-              ElementsAre(HasSubstr("307200 bytes")));
+  const auto reports_of_launch = [](dim3 grid, dim3 block, std::size_t shared_bytes = 0) {
+    ::simt::run({grid, block, shared_bytes, nullptr}, [] {});
+    return ::simt::take_reports();
+  };
+  ::simt::set_options({});
+  EXPECT_THAT(reports_of_launch({2, 3, 4}, {8, 8, 16}, 163 * 1024), ElementsAre());
+  for (const dim3& grid : {dim3{0, 1, 1}, dim3{1, 0, 1}, dim3{1, 1, 0}, dim3{1U << 31, 1, 1},
+                           dim3{1, 65536, 1}, dim3{1, 1, 65536}}) {
+    EXPECT_THAT(reports_of_launch(grid, {1}), ElementsAre(HasSubstr("launch: grid")));
+  }
+  for (const dim3& block : {dim3{0, 1, 1}, dim3{1, 0, 1}, dim3{1, 1, 0}, dim3{1025, 1, 1},
+                            dim3{1, 1, 65}, dim3{64, 32, 1}}) {
+    EXPECT_THAT(reports_of_launch({1}, block), ElementsAre(HasSubstr("launch: grid")));
+  }
+  EXPECT_THAT(reports_of_launch({1}, {1}, 163 * 1024 + 1),
+              ElementsAre(HasSubstr("166913 bytes of shared memory")));
 }
 
 }  // namespace

@@ -7,7 +7,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
+#include <cinttypes>
+#include <cstdio>
 
 #include "kernels/common/cuda/backend.hpp"
 #include "tests/support/stores.hpp"
@@ -26,18 +27,19 @@ class DeviceTest : public ::testing::Test {
 #ifdef CLUSTERKV_SIMT
  protected:
   DeviceTest() {
-    set_test_memory(
-        {::simt::allocate, [](void* memory) { ::simt::release(memory); }, ::simt::mark_written});
+    set_test_memory({[](std::size_t bytes) { return operator new(bytes); },
+                     [](void* memory) { operator delete(memory); }, ::simt::mark_guard});
   }
   void SetUp() override {
-    const char* seed = std::getenv("CLUSTERKV_SIMT_SEED");
-    set_schedule(seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10));
+    set_schedule(0);
     ::simt::take_reports();
   }
   void TearDown() override {
     for (const std::string& report : ::simt::take_reports()) ADD_FAILURE() << report;
+    if (HasFailure()) std::printf("CLUSTERKV_SIMT_SEED=%" PRIu64 "\n", ::simt::seed());
   }
-  /// Order of threads and blocks of the launches that follow; 0 is in order.
+  /// Order of threads and blocks of the launches that follow; 0 is in order. CLUSTERKV_SIMT_SEED names
+  /// one for all.
   static void set_schedule(std::uint64_t seed) {
     ::simt::set_options({.seed = seed});
   }

@@ -100,17 +100,22 @@ void set_test_memory(const TestMemory& memory) {
 }
 
 GuardedBytes::GuardedBytes(std::size_t bytes)
-    : memory_(static_cast<std::byte*>(test_memory.allocate(bytes + 2 * kGuard))), size_(bytes) {
-  std::fill_n(memory_, bytes + 2 * kGuard, kCanary);
-  test_memory.mark_written(data(), bytes);
+    : guard_(test_memory.guard_bytes),
+      memory_(static_cast<std::byte*>(test_memory.allocate(bytes + 2 * guard_))),
+      size_(bytes) {
+  std::fill_n(memory_, bytes + 2 * guard_, kCanary);
+  test_memory.mark_guard(memory_, guard_);
+  test_memory.mark_guard(data() + bytes, guard_);
 }
 
 GuardedBytes::GuardedBytes(const GuardedBytes& other) : GuardedBytes(other.size_) {
-  std::copy_n(other.memory_, size_ + 2 * kGuard, memory_);
+  std::copy_n(other.memory_, size_ + 2 * guard_, memory_);
 }
 
 GuardedBytes::GuardedBytes(GuardedBytes&& other) noexcept
-    : memory_(std::exchange(other.memory_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : guard_(other.guard_),
+      memory_(std::exchange(other.memory_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 GuardedBytes& GuardedBytes::operator=(GuardedBytes other) noexcept {
   std::swap(memory_, other.memory_);
@@ -124,8 +129,8 @@ GuardedBytes::~GuardedBytes() {
 
 bool GuardedBytes::guards_intact() const {
   const auto is_canary = [](std::byte b) { return b == kCanary; };
-  return std::all_of(memory_, memory_ + kGuard, is_canary) &&
-         std::all_of(data() + size_, data() + size_ + kGuard, is_canary);
+  return std::all_of(memory_, memory_ + guard_, is_canary) &&
+         std::all_of(data() + size_, data() + size_ + guard_, is_canary);
 }
 
 TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows,

@@ -34,13 +34,15 @@ std::string name_of(const OpCase& c);  ///< cpu_bf16_d128
 /// All backends of this build x dtypes x head_dims.
 std::vector<OpCase> op_cases();
 
-/// Where test memory comes from. Suites of device kernels put their executor's here, so that it sees
-/// every access; what lies between the guards counts as written.
+/// Where guarded memory comes from. Device suites name their own, so that what watches a device or takes
+/// its place knows each buffer.
 struct TestMemory {
   void* (*allocate)(std::size_t bytes);
   void (*release)(void* memory);
-  void (*mark_written)(const void* memory, std::size_t bytes);
+  void (*mark_guard)(const void* memory, std::size_t bytes);  ///< nobody may touch it
+  std::size_t guard_bytes = 4096;  ///< 0 where something else knows where a buffer ends
 };
+/// Before the first GuardedBytes.
 void set_test_memory(const TestMemory& memory);
 
 /// Memory with canaries on both sides, all 0xFF.
@@ -51,8 +53,8 @@ class GuardedBytes {
   GuardedBytes(GuardedBytes&& other) noexcept;
   GuardedBytes& operator=(GuardedBytes other) noexcept;
   ~GuardedBytes();
-  std::byte* data() { return memory_ + kGuard; }
-  [[nodiscard]] const std::byte* data() const { return memory_ + kGuard; }
+  std::byte* data() { return memory_ + guard_; }
+  [[nodiscard]] const std::byte* data() const { return memory_ + guard_; }
   [[nodiscard]] std::size_t size() const { return size_; }
   [[nodiscard]] bool guards_intact() const;
   template <class T>
@@ -61,7 +63,7 @@ class GuardedBytes {
   }
 
  private:
-  static constexpr std::size_t kGuard = 4096;
+  std::size_t guard_;
   std::byte* memory_;
   std::size_t size_;
 };

@@ -24,6 +24,7 @@ using BFloat16 = __nv_bfloat16;
 template <class T>
 __device__ __forceinline__ T& dynamic_shared() {
   extern __shared__ __align__(128) unsigned char clusterkv_shared[];
+  asm("// shared bytes: %0" ::"n"(sizeof(T)));  // read by tests/cuda/compile.py
   return *reinterpret_cast<T*>(clusterkv_shared);
 }
 

@@ -11,9 +11,13 @@
 #include <string>
 #include <vector>
 
+#include "runtime/memory.hpp"
 #include "simt/executor.hpp"
 
 namespace simt {
+
+constexpr int kWarpLanes = 32;
+constexpr int kMaxThreads = 1024;
 
 /// What a lane of a warp waits for together with others.
 enum class Collective : std::uint8_t {
@@ -54,7 +58,7 @@ struct Fiber : Thread {
 class BlockRun {
  public:
   BlockRun(const LaunchConfig& config, const std::function<void()>& kernel, Block block,
-           std::byte* shared, std::mt19937_64* random);
+           std::byte* shared, const StaticShared& static_shared, std::mt19937_64* random);
 
   /// False if the launch must end: the block cannot go on.
   bool run();
@@ -71,6 +75,8 @@ class BlockRun {
   [[nodiscard]] Fiber& current() { return *static_cast<Fiber*>(current_thread); }
   [[nodiscard]] std::byte* shared() const { return shared_; }
   [[nodiscard]] std::size_t shared_bytes() const { return shared_bytes_; }
+  /// Dynamic or static.
+  [[nodiscard]] bool is_shared(const void* at, std::size_t bytes) const;
   [[nodiscard]] const Block& block() const { return block_; }
 
  private:
@@ -86,6 +92,7 @@ class BlockRun {
   Block block_;
   std::byte* shared_;
   std::size_t shared_bytes_;
+  StaticShared static_shared_;
   std::mt19937_64* random_;  ///< null: in order
   std::vector<Fiber> fibers_;
   std::vector<int> ready_;

@@ -1,98 +1,64 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Device and shared memory, and what is known of each byte of it. Kernels are compiled with
-// -fsanitize=thread but not linked with that sanitizer: its entry points, defined here, see every
-// access. CUDA's barriers order accesses; shuffles do not.
+// Who accessed what in which order. Kernels are compiled with -fsanitize=thread but not linked with that
+// sanitizer: its entry points, defined here, see every access. CUDA's barriers order accesses; shuffles
+// do not.
 #include "runtime/checker.hpp"
 
 #include <dlfcn.h>
-#include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <map>
 #include <set>
 #include <string>
 
 #include "runtime/block_run.hpp"
+#include "runtime/memory.hpp"
 
 extern "C" const char __executable_start, _end;  // the linker's
 
 namespace simt {
 namespace {
 
-/// Static storage of the program, constants included: a device does not see it.
+/// Static storage of the program, constants included: a device does not see it. current_thread stands
+/// for a device's special registers.
 bool is_host_static(const void* at) {
-  return at >= static_cast<const void*>(&__executable_start) &&
+  return at != static_cast<const void*>(&current_thread) &&
+         at >= static_cast<const void*>(&__executable_start) &&
          at < static_cast<const void*>(&_end);
-}
-
-constexpr std::size_t kArenaBytes = std::size_t{1} << 28;
-constexpr std::size_t kGuard = 128;  ///< bytes nobody owns between two allocations
-constexpr std::size_t kWord = 2;     ///< the smallest element that kernels change in place
-
-enum ByteState : unsigned char { kNobodys = 0, kUnwritten = 1, kWritten = 2, kInFlight = 3 };
-
-/// When and by whom a word was last accessed.
-struct Access {
-  std::uint32_t epoch = 0;       ///< of the block's barriers; 0: never
-  std::uint32_t block = 0;       ///< ordinal of the block in all launches
-  std::uint32_t warp_epoch = 0;  ///< of the warp's __syncwarp
-  std::int16_t thread = 0;
-  std::uint8_t bytes = 0;  ///< mask
-  bool is_atomic = false;
-  bool many_threads = false;  ///< of the warp
-  bool many_warps = false;
-};
-struct Word {
-  Access write;
-  Access read;
-};
-
-template <class T>
-T* reserve(std::size_t count) {
-  void* memory = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) std::abort();
-  return static_cast<T*>(memory);
-}
-
-struct Arena {
-  std::byte* base = reserve<std::byte>(kArenaBytes);
-  unsigned char* state = reserve<unsigned char>(kArenaBytes);
-  Word* words = reserve<Word>(kArenaBytes / kWord);
-  std::size_t end = kGuard;
-  std::map<std::byte*, std::size_t> live;
-
-  [[nodiscard]] bool holds(const void* at) const {
-    return static_cast<const std::byte*>(at) >= base &&
-           static_cast<const std::byte*>(at) < base + kArenaBytes;
-  }
-  [[nodiscard]] std::size_t offset(const void* at) const {
-    return static_cast<std::size_t>(static_cast<const std::byte*>(at) - base);
-  }
-  void forget(std::byte* memory, std::size_t bytes, ByteState new_state) {
-    std::memset(memory, 0xff, bytes);
-    std::memset(state + offset(memory), new_state, bytes);
-    std::memset(static_cast<void*>(words + offset(memory) / kWord), 0,
-                (bytes + kWord - 1) / kWord * sizeof(Word));
-  }
-};
-Arena& arena() {
-  static Arena the_arena;
-  return the_arena;
 }
 
 bool is_instrumented = false;
 std::uint32_t epoch = 1;
 std::uint32_t block = 0;
 std::uint32_t first_block = 0;  ///< of the launch
-std::uint32_t warp_epoch[32];
 /// Blocks that published what they wrote by an atomic at an address, and those this one acquired.
 std::map<const void*, std::set<std::uint32_t>> published;
 std::set<std::uint32_t> acquired;
+
+/// The lanes of a warp, as far as __syncwarp orders them. Never set back: barriers and blocks begin an
+/// epoch, and ticks only grow.
+struct Warp {
+  std::uint32_t tick = 1;  ///< the next __syncwarp
+  /// [lane][other]: up to which tick the lane knows what the other did, at first or second hand.
+  std::uint32_t seen[kWarpLanes][kWarpLanes] = {};
+};
+Warp warps[kMaxThreads / kWarpLanes];
+
+/// Those of an access that a lane has not met at a __syncwarp since.
+std::uint32_t unmet(const Access& access, const Thread& self) {
+  const std::uint32_t others = access.lanes & ~(1U << self.lane);
+  const Warp& warp = warps[self.warp];
+  if (access.tick == warp.tick) return others;
+  std::uint32_t result = 0;
+  for (std::uint32_t left = others; left != 0; left &= left - 1) {
+    const int other = std::countr_zero(left);
+    if (warp.seen[self.lane][other] < access.tick) result |= 1U << other;
+  }
+  return result;
+}
 
 std::string find_line(const void* pc) {
   Dl_info info{};
@@ -127,43 +93,47 @@ bool is_other_block(const Access& access) {
 }
 
 /// Whether this thread's access and an earlier one are ordered by nothing.
-bool conflicts(const Access& earlier, std::uint8_t bytes, const Thread& self) {
+bool conflicts(const Access& earlier, std::uint8_t bytes, const Thread& self, bool is_shared) {
   if (earlier.epoch == 0 || (earlier.bytes & bytes) == 0) return false;
-  if (earlier.block != block) return is_other_block(earlier);
+  if (earlier.block != block) return !is_shared && is_other_block(earlier);
   if (earlier.epoch != epoch) return false;
-  if (earlier.many_warps || earlier.thread / 32 != self.warp) return true;
-  const bool same_thread = earlier.thread % 32 == self.lane && !earlier.many_threads;
-  return !same_thread && earlier.warp_epoch == warp_epoch[self.warp];
+  return earlier.many_warps || earlier.warp != self.warp || unmet(earlier, self) != 0;
 }
 
+/// Of readers all count that nothing orders before this one; of several, the first one's tick, so that
+/// a race may be missed but none is made up.
 void remember(Access& access, std::uint8_t bytes, bool is_atomic, bool is_read,
               const Thread& self) {
-  const auto thread = static_cast<std::int16_t>(self.warp * 32 + self.lane);
   const bool same_time = access.epoch == epoch && access.block == block && is_read;
-  const bool same_warp = access.thread / 32 == self.warp;
-  const bool same_step = same_warp && access.warp_epoch == warp_epoch[self.warp];
-  access.many_warps = same_time && (access.many_warps || !same_warp);
-  access.many_threads = same_time && same_step && (access.many_threads || access.thread != thread);
-  access.bytes = static_cast<std::uint8_t>(
-      same_time && (same_step || !same_warp) ? access.bytes | bytes : bytes);
-  access.epoch = epoch;
-  access.block = block;
-  access.warp_epoch = warp_epoch[self.warp];
-  access.thread = thread;
-  access.is_atomic = is_atomic;
+  const std::uint32_t lane = 1U << self.lane;
+  if (same_time && (access.many_warps || access.warp != self.warp)) {
+    access.many_warps = true;
+    access.bytes |= bytes;
+    return;
+  }
+  const std::uint32_t others = same_time ? unmet(access, self) : 0;
+  if (others != 0) {
+    access.lanes = others | lane;
+    access.bytes |= bytes;
+    return;
+  }
+  access = {
+      epoch,     block, warps[self.warp].tick, lane, static_cast<std::uint8_t>(self.warp), bytes,
+      is_atomic, false};
 }
 
 using checker::Kind;
 
-void check_word(std::size_t at, std::uint8_t bytes, Kind kind, Site site, const void* pc) {
-  Word& word = arena().words[at];
+void check_word(const Region& region, std::size_t at, std::uint8_t bytes, Kind kind, bool is_shared,
+                Site site, const void* pc) {
+  Word& word = region.words[at];
   const Thread& self = *current_thread;
   const bool is_atomic = kind == Kind::kAtomic;
-  if (conflicts(word.write, bytes, self) && !(is_atomic && word.write.is_atomic)) {
+  if (conflicts(word.write, bytes, self, is_shared) && !(is_atomic && word.write.is_atomic)) {
     complain(kind == Kind::kRead ? "race: read after write" : "race: write after write", site, pc);
   }
   if (kind == Kind::kRead) return remember(word.read, bytes, false, true, self);
-  if (conflicts(word.read, bytes, self)) complain("race: write after read", site, pc);
+  if (conflicts(word.read, bytes, self, is_shared)) complain("race: write after read", site, pc);
   remember(word.write, bytes, is_atomic, false, self);
 }
 
@@ -198,17 +168,31 @@ void begin_block() {
 void passed_barrier() {
   ++epoch;
 }
-void passed_syncwarp(int warp) {
-  ++warp_epoch[warp];
+void passed_syncwarp(int number, std::uint32_t mask) {
+  if (!is_on()) return;
+  Warp& warp = warps[number];
+  std::uint32_t joined[kWarpLanes] = {};
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    const std::uint32_t* lane = warp.seen[std::countr_zero(left)];
+    for (int i = 0; i < kWarpLanes; ++i) joined[i] = std::max(joined[i], lane[i]);
+  }
+  for (int i = 0; i < kWarpLanes; ++i) {
+    if ((mask >> i & 1U) != 0) joined[i] = warp.tick;
+  }
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    std::copy_n(joined, kWarpLanes, warp.seen[std::countr_zero(left)]);
+  }
+  ++warp.tick;
 }
 
 void access(const void* at, std::size_t bytes, Kind kind, Site site, const void* pc) {
   if (current_thread == nullptr) return;
   if (is_host_static(at)) return complain("access to the host's static data", site, pc);
-  if (!arena().holds(at)) return;
-  const std::size_t first = arena().offset(at);
+  const Region* region = region_of(at);
+  if (region == nullptr) return;
+  const std::size_t first = region->offset(at);
   for (std::size_t i = first; i < first + bytes; ++i) {
-    unsigned char& state = arena().state[i];
+    unsigned char& state = region->state[i];
     if (state == kNobodys) return complain("out of bounds", site, pc);
     if (kind == Kind::kWrite) {
       state = kWritten;
@@ -219,53 +203,16 @@ void access(const void* at, std::size_t bytes, Kind kind, Site site, const void*
   }
   if (!is_on()) return;
   if (kind == Kind::kAtomic) pass_on(at);
+  const bool is_shared = current_block->is_shared(at, bytes);
   for (std::size_t i = first; i < first + bytes;) {
     const std::size_t next = std::min(first + bytes, (i / kWord + 1) * kWord);
     const auto mask = static_cast<std::uint8_t>(((1U << (next - i)) - 1) << (i % kWord));
-    check_word(i / kWord, mask, kind, site, pc);
+    check_word(*region, i / kWord, mask, kind, is_shared, site, pc);
     i = next;
   }
 }
 
-void copy_started(const void* to, std::size_t bytes) {
-  if (arena().holds(to)) std::memset(arena().state + arena().offset(to), kInFlight, bytes);
-}
-void copy_arrived(const void* to, std::size_t bytes) {
-  if (arena().holds(to)) std::memset(arena().state + arena().offset(to), kWritten, bytes);
-}
-
-void poison(std::byte* memory, std::size_t bytes) {
-  arena().forget(memory, bytes, kUnwritten);
-}
-
 }  // namespace checker
-
-// ------------------------------------------------------------------------------------ memory
-
-void* allocate(std::size_t bytes) {
-  Arena& all = arena();
-  if (all.live.empty()) all.end = kGuard;
-  const std::size_t rounded = (bytes + kGuard - 1) / kGuard * kGuard;
-  if (all.end + rounded + kGuard > kArenaBytes) std::abort();
-  std::byte* memory = all.base + all.end;
-  all.end += rounded + kGuard;
-  all.live[memory] = bytes;
-  all.forget(memory, bytes, kUnwritten);
-  return memory;
-}
-
-void release(void* memory) noexcept {
-  if (memory == nullptr) return;
-  Arena& all = arena();
-  const auto found = all.live.find(static_cast<std::byte*>(memory));
-  if (found == all.live.end()) return;
-  all.forget(found->first, found->second, kNobodys);
-  all.live.erase(found);
-}
-
-void mark_written(const void* memory, std::size_t bytes) {
-  if (arena().holds(memory)) std::memset(arena().state + arena().offset(memory), kWritten, bytes);
-}
 
 void check_read(const void* from, std::size_t bytes, std::size_t alignment, Site site) {
   if (reinterpret_cast<std::uintptr_t>(from) % alignment != 0) {
@@ -290,7 +237,7 @@ namespace {
 void hook(const void* at, std::size_t bytes, Kind kind, const void* pc) {
   if (current_thread == nullptr) return;
   checker::access(at, bytes, kind, {"", 0}, pc);
-  if (!arena().holds(at)) return;
+  if (region_of(at) == nullptr) return;
   if (reinterpret_cast<std::uintptr_t>(at) % bytes != 0) complain("misaligned access", {"", 0}, pc);
   if (draw_preemption()) current_block->give_way();
 }

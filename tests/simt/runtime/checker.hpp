@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "simt/executor.hpp"
 
@@ -17,16 +18,10 @@ bool is_on();
 void begin_launch();
 void begin_block();
 void passed_barrier();
-void passed_syncwarp(int warp);
+void passed_syncwarp(int warp, std::uint32_t mask);
 void fence(bool& has_fenced);
 
 /// An access at `site`, or at the instruction `pc` if that is not null.
 void access(const void* at, std::size_t bytes, Kind kind, Site site, const void* pc);
-/// A copy was started: its target must not be read before it arrives.
-void copy_started(const void* to, std::size_t bytes);
-void copy_arrived(const void* to, std::size_t bytes);
-
-/// Poisons shared memory for a new block.
-void poison(std::byte* memory, std::size_t bytes);
 
 }  // namespace simt::checker

@@ -217,9 +217,7 @@ unsigned match_any(unsigned mask, std::uint32_t value, Site site) {
 
 void ldmatrix(std::uint32_t (&to)[4], const void* row, bool transposed, Site site) {
   check_read(row, 16, 16, site);
-  const auto* byte = static_cast<const std::byte*>(row);
-  if (byte < current_block->shared() ||
-      byte + 16 > current_block->shared() + current_block->shared_bytes()) {
+  if (!current_block->is_shared(row, 16)) {
     report("ldmatrix from outside shared memory at " + where(site));
   }
   LdmatrixArguments arguments{row, transposed, {}};

@@ -21,6 +21,9 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+// Of a program's thread-local variables the executor knows where they lie, templates' too; so they are
+// the static shared memory of the running block, and nothing else in the program may be thread-local.
+#define __shared__ static thread_local
 
 #define threadIdx (::simt::current_thread->index)
 #define blockIdx (::simt::current_thread->block->index)

@@ -31,15 +31,19 @@ struct Options {
 };
 /// Of the launches that follow. CLUSTERKV_SIMT_SEED in the environment overrides the seed.
 void set_options(const Options& options);
+/// The one in use.
+std::uint64_t seed();
 
 /// What went wrong since the last call, one line each; empty is good.
 std::vector<std::string> take_reports();
 
-/// Device memory: filled with 0xff, not readable before it is written, with a guard on both sides.
+/// Memory of kernels beside the heap (heap.cpp): filled with 0xff, not readable before it is written, with a guard on both sides.
 void* allocate(std::size_t bytes);
 void release(void* memory) noexcept;
 /// The host wrote it.
 void mark_written(const void* memory, std::size_t bytes);
+/// A part of an allocation that no kernel may touch.
+void mark_guard(const void* memory, std::size_t bytes);
 
 // --------------------------------------------------------------------------- for device.hpp
 struct Site {
@@ -76,7 +80,7 @@ struct Thread {
   int lane = 0;
   int warp = 0;
 };
-extern constinit thread_local Thread* current_thread;
+extern constinit Thread* current_thread;
 
 /// Runs `kernel` once per thread of the grid.
 void run(const LaunchConfig& config, const std::function<void()>& kernel);
