@@ -25,18 +25,25 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
   const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
   const std::int64_t step = rows_per_piece(finder.count());
   const std::int64_t last = std::min(finder.count(), (piece + 1) * step);
-  for (std::int64_t first = piece * step; first < last; first += kRowTile) {
-    RowTile tile;
-    tile.count = static_cast<int>(std::min<std::int64_t>(kRowTile, last - first));
+  const auto fill = [&](std::int64_t first, RowTile& tile) {
+    tile.count = static_cast<int>(std::clamp<std::int64_t>(last - first, 0, kRowTile));
     for (int i = 0; i < tile.count; ++i) {
       tile.key[i] = finder.find(first + i);
       tile.value[i] = tile.key[i] + kHeadDim * size_of(kDType);
     }
+  };
+  RowTile tiles[2];
+  int now = 0;
+  fill(piece * step, tiles[0]);
+  for (std::int64_t first = piece * step; first < last; first += kRowTile) {
+    RowTile& tile = tiles[now];
+    RowTile& next = tiles[now ^= 1];
+    fill(first + kRowTile, next);
     for (int g = 0; g < heads; ++g) {
       const auto seen = num_seen_rows(p, sequence, finder.count(), (first_q_head + g) % group);
       tile.seen[g] = static_cast<int>(std::clamp<std::int64_t>(seen - first, 0, tile.count));
     }
-    state.add(tile, RowTile{});
+    state.add(tile, next);
   }
   for (int g = 0; g < heads; ++g) {
     p.partials.head(row, first_q_head + g, piece) = {state.m(g), state.l(g), 0.0F, 0};
