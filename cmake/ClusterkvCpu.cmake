@@ -3,7 +3,14 @@
 # The CPU ops, compiled once for each instruction set (docs/decisions/005).
 set(CLUSTERKV_ISAS portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  list(APPEND CLUSTERKV_ISAS avx2 avx512 avx512bf16)
+  if(CLUSTERKV_WIDEST STREQUAL avx512)
+    list(APPEND CLUSTERKV_ISAS avx2 avx512 avx512bf16)
+  elseif(CLUSTERKV_WIDEST STREQUAL avx2)
+    list(APPEND CLUSTERKV_ISAS avx2)
+    add_compile_definitions(CLUSTERKV_WITHOUT_AVX512)
+  else()
+    add_compile_definitions(CLUSTERKV_WITHOUT_AVX512 CLUSTERKV_WITHOUT_AVX2)
+  endif()
 endif()
 set(avx2_flags -mavx2 -mfma -mf16c)
 set(avx512_flags

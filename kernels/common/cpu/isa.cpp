@@ -70,6 +70,14 @@ const char* name_of(Isa isa) noexcept {
 }
 
 bool is_offered(Isa isa) noexcept {
+#ifdef CLUSTERKV_WITHOUT_AVX2
+  constexpr Isa kWidest = Isa::kPortable;
+#elif defined(CLUSTERKV_WITHOUT_AVX512)
+  constexpr Isa kWidest = Isa::kAvx2;
+#else
+  constexpr Isa kWidest = Isa::kAvx512Bf16;
+#endif
+  if (isa > kWidest) return false;
   switch (isa) {
     case Isa::kAvx2: return has_avx2();
     case Isa::kAvx512: return has_avx512();

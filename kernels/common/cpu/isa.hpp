@@ -29,17 +29,16 @@ const Ops& ops_of();
 /// \pre is_offered(isa)
 template <class Ops>
 const Ops& ops_of(Isa isa) {
-#ifdef __x86_64__
   switch (isa) {
+#if defined(__x86_64__) && !defined(CLUSTERKV_WITHOUT_AVX512)
     case Isa::kAvx512Bf16: return ops_of<Ops, Isa::kAvx512Bf16>();
     case Isa::kAvx512: return ops_of<Ops, Isa::kAvx512>();
+#endif
+#if defined(__x86_64__) && !defined(CLUSTERKV_WITHOUT_AVX2)
     case Isa::kAvx2: return ops_of<Ops, Isa::kAvx2>();
+#endif
     default: return ops_of<Ops, Isa::kPortable>();
   }
-#else
-  static_cast<void>(isa);
-  return ops_of<Ops, Isa::kPortable>();
-#endif
 }
 
 }  // namespace clusterkv
