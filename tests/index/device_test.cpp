@@ -92,6 +92,19 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
   testing::Random random_{43};
   TestRows live_;
   std::vector<std::unique_ptr<std::vector<std::uint32_t>>> blocks_;
+  /// All jobs, on both: the same bits.
+  void build(TestIndex& cpu, TestIndex& device, const DeviceJobs& jobs) {
+    for (const Job& job : jobs_) {
+      std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
+      index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
+                                job.offset.data(), variance.data()},
+                               job.source, job.target);
+    }
+    on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
+    EXPECT_TRUE(device.guards_intact());
+    EXPECT_TRUE(device.same_all(cpu.snapshot()));
+  }
+
   std::vector<std::uint32_t> row_pages_ = {3, 1, 4, 0};
   std::vector<Job> jobs_;
 };
@@ -99,16 +112,8 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
 TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
   TestIndex cpu(index_dtype(), dim(), kHeads, kBlocks, kRecords);
   TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  for (const Job& job : jobs_) {
-    std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
-    index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
-                              job.offset.data(), variance.data()},
-                             job.source, job.target);
-  }
   const DeviceJobs jobs(jobs_, dim());
-  on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
-  EXPECT_TRUE(device.guards_intact());
-  EXPECT_TRUE(device.same_all(cpu.snapshot()));
+  build(cpu, device, jobs);
 
   // Jobs of both heads of segment 0, then of segment 1, which comes after it.
   const std::vector<std::uint32_t> previous = {2, 2, 2, 2};
@@ -150,16 +155,8 @@ TEST_P(DeviceIndex, NanRowsAndSegmentsOfOneTokenAreThoseOfTheCpu) {
   live_.poison(0, kFirstLive + 11);
   TestIndex cpu(index_dtype(), dim(), kHeads, kBlocks, kRecords);
   TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  for (const Job& job : jobs_) {
-    std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
-    index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
-                              job.offset.data(), variance.data()},
-                             job.source, job.target);
-  }
   const DeviceJobs jobs(jobs_, dim());
-  on_device::build_index(live_.view(), device.view(), jobs.list.data(), shape());
-  EXPECT_TRUE(device.guards_intact());
-  EXPECT_TRUE(device.same_all(cpu.snapshot()));
+  build(cpu, device, jobs);
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
