@@ -76,6 +76,10 @@ struct Element<DType::kBF16> {
   CLUSTERKV_HD static Storage store(float value) { return float_to_bf16(value); }
 };
 
+/// size_of() as a factor of what is counted with int.
+template <DType kDType>
+inline constexpr int kElementBytes = static_cast<int>(size_of(kDType));
+
 /// Widens `count` stored elements.
 template <DType kDType>
 CLUSTERKV_HD inline void load_elements(const std::byte* from, int count, float* to) {

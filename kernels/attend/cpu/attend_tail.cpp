@@ -21,7 +21,7 @@ namespace {
 template <IndexDType kIndex>
 struct ValueMean {
   static constexpr DType kStored = kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32;
-  static constexpr int kBytes = static_cast<int>(size_of(kStored));
+  static constexpr int kBytes = kElementBytes<kStored>;
   static simd::Floats load(const std::byte* from) { return simd::load_row<kStored>(from); }
 };
 template <>

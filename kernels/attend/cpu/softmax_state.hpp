@@ -107,7 +107,7 @@ class SoftmaxState {
   }
 
  private:
-  static constexpr std::size_t kBytes = kHeadDim * size_of(kDType);
+  static constexpr int kRowBytes = kHeadDim * kElementBytes<kDType>;
   static constexpr int kLineBytes = 64;
   /// Rows and heads whose products are finished at once, and rows whose sums are in registers.
   static constexpr int kRows = 4;
@@ -148,7 +148,7 @@ class SoftmaxState {
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
       simd::Floats wide[kFlight];
       for (int r = 0; r < kFlight; ++r) {
-        wide[r] = simd::load_lanes<kDType>(key[row + r] + d * size_of(kDType));
+        wide[r] = simd::load_lanes<kDType>(key[row + r] + d * kElementBytes<kDType>);
       }
       for (int g = 0; g < kGroup; ++g) {
         const simd::Floats q = simd::load(query_.lanes[first_head + g] + d);
@@ -221,7 +221,7 @@ class SoftmaxState {
   }
 
   struct Value {
-    static constexpr int kBytes = static_cast<int>(size_of(kDType));
+    static constexpr int kBytes = kElementBytes<kDType>;
     static simd::Floats load(const std::byte* from) { return simd::load_lanes<kDType>(from); }
   };
 
@@ -238,7 +238,7 @@ class SoftmaxState {
   }
 
   static void prefetch_row(const std::byte* row) {
-    for (std::size_t at = 0; at < kBytes; at += kLineBytes) simd::prefetch(row + at);
+    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(row + at);
   }
 
   const Queries<kDType, kHeadDim>& query_;

@@ -106,7 +106,7 @@ void assign(const AssignParams& p) {
       const std::uint32_t row = paged_row(run.pages, run.first_row + first + i);
       const std::byte* key = run.store.row(run.kv_head, row);
       for (int d = 0; d < kHeadDim; d += simd::kLanes) {
-        simd::store(simd::load_row<kDType>(key + d * size_of(kDType)), keys[i] + d);
+        simd::store(simd::load_row<kDType>(key + d * kElementBytes<kDType>), keys[i] + d);
       }
     }
     assign_block<kHeadDim>(p, keys, count, p.labels + first);

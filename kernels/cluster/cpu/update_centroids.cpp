@@ -23,7 +23,7 @@ void update(const UpdateParams& p) {
       const std::byte* key = run.store.row(run.kv_head, row);
       for (int d = 0; d < kHeadDim; d += simd::kLanes) {
         simd::Floats& lanes = sum[d / simd::kLanes];
-        lanes = lanes + simd::load_row<kDType>(key + d * size_of(kDType));
+        lanes = lanes + simd::load_row<kDType>(key + d * kElementBytes<kDType>);
       }
     }
     float* centroid = p.centroids + std::size_t(c) * kHeadDim;

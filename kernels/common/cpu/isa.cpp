@@ -87,8 +87,8 @@ bool is_offered(Isa isa) noexcept {
 }
 
 Isa cpu_isa() {
-  static const Isa isa = choose();
-  return isa;
+  static const Isa kIsa = choose();
+  return kIsa;
 }
 
 }  // namespace clusterkv

@@ -25,10 +25,12 @@
 namespace clusterkv::simd {
 inline namespace CLUSTERKV_ISA {
 
-namespace isa_named {
+namespace isa_named {  // as CLUSTERKV_ISA spells them
+// NOLINTBEGIN(readability-identifier-naming)
 inline constexpr Isa portable = Isa::kPortable, avx2 = Isa::kAvx2, avx512 = Isa::kAvx512,
                      avx512bf16 = Isa::kAvx512Bf16;
-}
+// NOLINTEND(readability-identifier-naming)
+}  // namespace isa_named
 /// The instruction set of this translation unit.
 inline constexpr Isa kIsa = isa_named::CLUSTERKV_ISA;
 
@@ -41,6 +43,7 @@ inline constexpr int kPartLanes = 4;
 #endif
 inline constexpr int kLanes = kSumLanes;
 inline constexpr int kParts = kLanes / kPartLanes;
+inline constexpr int kPartBytes = kPartLanes * static_cast<int>(sizeof(float));
 
 /// Vectors that stay in registers in an inner loop beside what is added to them.
 inline constexpr int kAccumulators = kPartLanes == 16 ? 16 : (kPartLanes == 8 ? 4 : 2);
@@ -77,14 +80,14 @@ CLUSTERKV_SIMD Floats broadcast(float x) {
 CLUSTERKV_SIMD Floats load(const void* from) {
   Floats v;
   for (int i = 0; i < kParts; ++i) {
-    std::memcpy(&v.part[i], static_cast<const std::byte*>(from) + i * sizeof(Part), sizeof(Part));
+    std::memcpy(&v.part[i], static_cast<const std::byte*>(from) + i * kPartBytes, kPartBytes);
   }
   return v;
 }
 
 CLUSTERKV_SIMD void store(const Floats& v, void* to) {
   for (int i = 0; i < kParts; ++i) {
-    std::memcpy(static_cast<std::byte*>(to) + i * sizeof(Part), &v.part[i], sizeof(Part));
+    std::memcpy(static_cast<std::byte*>(to) + i * kPartBytes, &v.part[i], kPartBytes);
   }
 }
 

@@ -121,7 +121,7 @@ class FloatQueries {
 
  private:
   static constexpr int kGroup = simd::kAccumulators < kTile ? 1 : simd::kAccumulators / kTile;
-  static constexpr int kRowBytes = kHeadDim * static_cast<int>(size_of(kStored));
+  static constexpr int kRowBytes = kHeadDim * kElementBytes<kStored>;
 
   template <int kHeads>
   CLUSTERKV_SIMD void multiply(int head, const std::byte* rows, int first, BlockScores* z) const {
@@ -132,8 +132,7 @@ class FloatQueries {
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
       simd::Floats centroid[kTile];
       for (int c = 0; c < kTile; ++c) {
-        centroid[c] =
-            simd::load_row<kStored>(rows + c * kRowBytes + d * static_cast<int>(size_of(kStored)));
+        centroid[c] = simd::load_row<kStored>(rows + c * kRowBytes + d * kElementBytes<kStored>);
       }
       for (int g = 0; g < kHeads; ++g) {
         const simd::Floats q = simd::load(query_ + (head + g) * kHeadDim + d);
