@@ -4,11 +4,10 @@
 #include <algorithm>
 
 #include "kernels/cluster/rules.hpp"
-#include "kernels/recall/recall.hpp"
+#include "kernels/recall/rules.hpp"
 #include "kernels/select/rules.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
-#include "src/runtime/parallel.hpp"
 
 namespace clusterkv {
 
@@ -22,30 +21,31 @@ long long number(SequenceId id) {
   return static_cast<long long>(id);
 }
 
+void check_workspace(const Workspace& workspace, const MemoryNeeds& needs) {
+  const auto check = [](const char* name, const void* data, std::size_t bytes, std::size_t needed) {
+    const bool aligned = reinterpret_cast<std::uintptr_t>(data) % 64 == 0;
+    if (needed == 0 || (data != nullptr && bytes >= needed && aligned)) return;
+    fail<CapacityError>("{}: {} bytes at {}, expected at least {} bytes aligned to 64", name, bytes,
+                        fmt::ptr(data), needed);
+  };
+  check("workspace", workspace.data, workspace.bytes, needs.workspace_bytes);
+  check("workspace.pinned", workspace.pinned, workspace.pinned_bytes, needs.workspace_pinned_bytes);
+}
+
 }  // namespace
 
 Core::Core(const CacheConfig& config, const Resources& resources, Rows rows)
     : config_(config),
       resolved_(checked_config(config, resources.backend, rows)),
+      backend_(resources.backend),
       rows_(rows),
       capacity_(runtime::capacity_of(resolved_)),
-      own_executor_(resources.executor == nullptr ? make_thread_pool() : nullptr),
-      executor_(resources.executor == nullptr ? own_executor_.get() : resources.executor),
       pools_(capacity_),
-      index_(resolved_, capacity_,
-             resources.memory == nullptr ? default_memory_resource() : *resources.memory),
-      live_(resolved_.model, capacity_.live_pages,
-            resources.memory == nullptr ? default_memory_resource() : *resources.memory,
-            "live rows"),
-      stored_(resolved_.model, stored_pages(capacity_, rows),
-              resources.memory == nullptr ? default_memory_resource() : *resources.memory,
-              "row store"),
-      slots_(resolved_, capacity_,
-             resources.memory == nullptr ? default_memory_resource() : *resources.memory),
-      sealer_(resolved_,
-              resources.memory == nullptr ? default_memory_resource() : *resources.memory) {
+      stages_(backend_info(backend_).make(resolved_, resources, rows)) {
   sequences_.reserve(static_cast<std::size_t>(std::min(config.max_sequences, 1024)));
   seal_sizes_.reserve(static_cast<std::size_t>(capacity_.records));
+  // Sequences may go, and segments may begin, between two steps.
+  stale_.reserve(static_cast<std::size_t>(capacity_.row_pages + capacity_.records));
 }
 
 // --------------------------------------------------------------------------------- sequences
@@ -64,7 +64,10 @@ SequenceId Core::add_sequence() {
 void Core::remove(SequenceId id) {
   Sequence* sequence = find_or_null(id);
   if (sequence == nullptr) fail<UnknownSequence>("id: sequence {} is not live", number(id));
-  for (const std::uint32_t page : sequence->row_pages()) slots_.drop_page(page);
+  for (const std::uint32_t page : sequence->row_pages()) {
+    constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
+    stale_.push_back({page * kQuadsPerPage, kQuadsPerPage});
+  }
   live_tokens_ -= sequence->length();
   sequence->release(pools_);
   sequences_.erase(id);
@@ -84,36 +87,31 @@ const Sequence& Core::find(SequenceId id) const {
 // -------------------------------------------------------------------------------------- step
 
 DecodePlan Core::plan(std::span<const StepRow> rows, const PlanLimits& limits,
-                      const Workspace& workspace) {
+                      const Workspace& workspace, const Stream& stream) {
+  stages_->check_stream(stream);
   runtime::check_limits(limits);
   check_rows(rows, limits);
-  const std::size_t needed = workspace_bytes(resolved_, limits);
-  const bool aligned = reinterpret_cast<std::uintptr_t>(workspace.data) % 64 == 0;
-  if (workspace.data == nullptr || workspace.bytes < needed || !aligned) {
-    fail<CapacityError>("workspace: {} bytes at {}, expected at least {} bytes aligned to 64",
-                        workspace.bytes, fmt::ptr(workspace.data), needed);
-  }
+  check_workspace(workspace, find_needs(config_, backend_, limits, rows_));
   DecodePlan plan;
   plan.impl = std::make_unique<DecodePlan::Impl>();
   plan.impl->owner = this;
   plan.impl->limits = limits;
-  Carver carver(static_cast<std::byte*>(workspace.data));
-  plan.impl->scratch = carve_scratch(carver, resolved_, limits);
+  stages_->open_plan(*plan.impl, workspace);
   const auto max_rows = static_cast<std::size_t>(limits.max_rows);
   plan.impl->rows.reserve(max_rows);
   plan.impl->views.reserve(max_rows);
   plan.impl->adopted_views.reserve(max_rows);
-  plan.impl->scores.reserve(max_rows);
-  begin_step(*plan.impl, rows);
+  begin_step(*plan.impl, rows, stream);
   return plan;
 }
 
-void Core::update(DecodePlan& plan, std::span<const StepRow> rows) {
+void Core::update(DecodePlan& plan, std::span<const StepRow> rows, const Stream& stream) {
+  stages_->check_stream(stream);
   if (plan.impl == nullptr || plan.impl->owner != this) {
     fail<StepError>("plan: of another object, expected one made by this object's plan()");
   }
   check_rows(rows, plan.impl->limits);
-  begin_step(*plan.impl, rows);
+  begin_step(*plan.impl, rows, stream);
 }
 
 void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
@@ -175,31 +173,30 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits) {
     if (row.id == kNoSequence) continue;
     find(row.id).decide_seals(row, seal_sizes_);
     for (const int n : seal_sizes_) {
-      sealer_.reserve(n, segment_clusters(resolved_.cluster, n, row.phase));
+      stages_->reserve_seal(n, segment_clusters(resolved_.cluster, n, row.phase));
     }
   }
 }
 
-void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows) {
+void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, const Stream& stream) {
   plan.number = ++plan_number_;
   plan.rows.clear();
   plan.views.clear();
   plan.adopted_views.clear();
-  plan.scores.clear();
   plan.num_new_tokens = 0;
   plan.num_query_tokens = 0;
-  std::int64_t blocks = 0;
-  const int q_heads = resolved_.model.num_q_heads;
   for (const StepRow& row : rows) {
     Sequence* sequence = row.id == kNoSequence ? nullptr : find_or_null(row.id);
     const std::int64_t before = sequence == nullptr ? 0 : sequence->length();
     const int query_row = row.num_query_tokens > 0 ? plan.num_query_tokens : -1;
     plan.rows.push_back(
-        {sequence, row.id, row.num_new_tokens, plan.num_new_tokens, before, query_row});
+        {sequence, row.id, row.num_new_tokens, plan.num_new_tokens, before, query_row, row.phase});
     SequenceView view{};
     view.query_row = -1;
     if (sequence != nullptr) {
+      drop_shared_quads(*sequence);
       sequence->begin_step(row, plan.number, pools_);
+      count_sealing(*sequence);
       view = sequence->view();
       view.query_row = query_row;
       view.budget_tokens =
@@ -212,17 +209,12 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows) {
     plan.views.push_back(view);
     view.everything = view.num_stored == 0;
     plan.adopted_views.push_back(view);
-    const std::int64_t clusters = blocks * kBlockClusters;
-    float* z = plan.scratch.z;
-    plan.scores.push_back({plan.scratch.e + clusters * q_heads,
-                           z == nullptr ? nullptr : z + clusters * q_heads,
-                           plan.scratch.block_sums + blocks * q_heads});
-    blocks += view.num_blocks;
     plan.num_new_tokens += row.num_new_tokens;
     plan.num_query_tokens += row.num_query_tokens;
   }
-  stats_.step = {};
   ++stats_.steps;
+  stages_->begin_step(plan, stale_, stream);
+  stale_.clear();
 }
 
 void Core::check_step(int layer, const DecodePlan& plan) const {
@@ -241,12 +233,14 @@ void Core::check_step(int layer, const DecodePlan& plan) const {
   }
 }
 
-void Core::check_appended(int layer, const DecodePlan& plan) const {
+LayerCall Core::layer_call(int layer, const DecodePlan& plan, const Stream& stream) const {
   check_step(layer, plan);
+  stages_->check_stream(stream);
   for (const PlanRow& row : plan.impl->rows) {
     if (row.sequence == nullptr || row.sequence->was_appended(layer)) continue;
     fail<StepError>("layer: {} was not appended in this step, expected append() first", layer);
   }
+  return {layer, *plan.impl, stream, runtime::is_dense_layer(resolved_, layer)};
 }
 
 void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key,
@@ -254,10 +248,10 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
   check_step(layer, plan);
   const ModelShape& m = resolved_.model;
   const std::int64_t tokens = plan.impl->num_new_tokens;
-  check_tensor(key, {"key", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes});
+  check_tensor(key, {"key", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes}, backend_);
   const bool may_lack_values = rows_ == Rows::kElsewhere && value.empty();
   if (!may_lack_values) {
-    check_tensor(value, {"value", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes});
+    check_tensor(value, {"value", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes}, backend_);
   }
   if (values_ != Values::kUnknown && (values_ == Values::kMissing) != value.empty()) {
     fail<ShapeError>("value: {}, expected as in the appends before",
@@ -271,7 +265,7 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
     if (!resolved_.check_finite) continue;
     for (const TensorView* tensor : {&key, &value}) {
       if (tensor->empty() ||
-          recall::cpu().all_finite(*tensor, row.first_new_token, row.num_new_tokens)) {
+          stages_->all_finite(*tensor, row.first_new_token, row.num_new_tokens)) {
         continue;
       }
       fail<ValueError>("{}: NaN or infinity for sequence {}, expected finite values",
@@ -283,87 +277,68 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
 void Core::append(int layer, const DecodePlan& plan, const TensorView& key, const TensorView& value,
                   const Stream& stream) {
   check_append(layer, plan, key, value);
-  Executor& threads = executor(stream);
-  const int heads = resolved_.model.num_kv_heads;
-  const int num_rows = plan.num_rows();
-  runtime::parallel_for(threads, num_rows * heads, [&](int task) {
-    const PlanRow& row = plan.impl->rows[static_cast<std::size_t>(task / heads)];
-    if (row.sequence == nullptr) return;
-    const Sequence& s = *row.sequence;
-    // A step's tokens may begin among the sinks; the rest lies at another place.
-    const std::int64_t end = row.first_position + row.num_new_tokens;
-    for (std::int64_t first = row.first_position; first < end;) {
-      const std::int64_t last =
-          first < s.num_sinks() ? std::min<std::int64_t>(end, s.num_sinks()) : end;
-      recall::cpu().append_rows({.key = key,
-                                 .value = value,
-                                 .first_token = row.first_new_token + first - row.first_position,
-                                 .num_tokens = static_cast<int>(last - first),
-                                 .pages = s.live_pages(),
-                                 .first_row = s.live_row(first),
-                                 .live = live(layer)},
-                                task % heads);
-      first = last;
-    }
-  });
-  const bool dense = is_dense(layer);
-  const SealLayer target{.live = live(layer),
-                         .stored = stored(layer),
-                         .index = dense ? IndexStore{} : index_.layer(layer),
-                         .positions = index_.positions(layer),
-                         .positions_stride = index_.positions_stride(),
-                         .model_layer = resolved_.model.layers[static_cast<std::size_t>(layer)],
-                         .dense = dense};
+  stages_->check_stream(stream);
+  stages_->append({layer, *plan.impl, stream, runtime::is_dense_layer(resolved_, layer)}, key,
+                  value);
   for (const PlanRow& row : plan.impl->rows) {
-    if (row.sequence != nullptr) sealer_.seal(target, *row.sequence, threads);
-  }
-  for (const PlanRow& row : plan.impl->rows) {
-    if (row.sequence == nullptr) continue;
-    drop_shared_quads(*row.sequence, layer);
-    row.sequence->mark_appended(layer);
-    count_sealing(*row.sequence, layer);
+    if (row.sequence != nullptr) row.sequence->mark_appended(layer);
   }
   values_ = value.empty() ? Values::kMissing : Values::kGiven;
 }
 
-void Core::drop_shared_quads(const Sequence& sequence, int layer) {
+/// What was sealed in the last step is read from this one on.
+void Core::drop_shared_quads(const Sequence& sequence) {
   for (const Sequence::Sealing& sealing : sequence.sealing()) {
     const std::int64_t first = sequence.segment(sealing.segment).first_row;
     // A segment may begin inside the last quad of the one before, which may lie in a slot already.
-    if (first % kQuadRows != 0) {
-      slots_.drop_quad(layer, paged_row(sequence.row_pages().data(), first));
-    }
+    if (first % kQuadRows == 0) continue;
+    stale_.push_back({recall::quad_of(paged_row(sequence.row_pages().data(), first)), 1});
   }
 }
 
-void Core::count_sealing(const Sequence& sequence, int layer) {
-  if (is_dense(layer)) return;
-  const IndexStore index = index_.layer(layer);
+void Core::count_sealing(const Sequence& sequence) {
+  int layers = 0;  // that are clustered
+  for (int layer = 0; layer < resolved_.model.num_layers; ++layer) {
+    layers += runtime::is_dense_layer(resolved_, layer) ? 0 : 1;
+  }
+  const std::int64_t runs = std::int64_t{layers} * resolved_.model.num_kv_heads;
   for (const Sequence::Sealing& sealing : sequence.sealing()) {
-    const SegmentView& segment = sequence.segment(sealing.segment);
-    for (int head = 0; head < resolved_.model.num_kv_heads; ++head) {
-      ++stats_.kmeans_runs;
-      stats_.kmeans_tokens += segment.num_rows;
-      stats_.clusters += *index.record_used(head, segment.record);
-    }
+    stats_.kmeans_runs += runs;
+    stats_.kmeans_tokens += runs * sequence.segment(sealing.segment).num_rows;
   }
 }
 
-// ------------------------------------------------------------------------------------ stores
+// -------------------------------------------------------------------------------------- read
 
-bool Core::is_dense(int layer) const {
-  return runtime::is_dense_layer(resolved_, layer);
-}
-
-Executor& Core::executor(const Stream& stream) {
-  if (stream.backend != Backend::kCpu) {
-    fail<BackendUnavailable>("stream.backend: CUDA, expected kCpu as the cache's");
+void Core::read_rows(const RowRange& range, SequenceId id, const TensorView& key,
+                     const TensorView& value, const Stream& stream) const {
+  const ModelShape& m = resolved_.model;
+  if (range.layer < 0 || range.layer >= m.num_layers) {
+    fail<ShapeError>("layer: {}, expected 0 .. {}", range.layer, m.num_layers - 1);
   }
-  return stream.executor == nullptr ? *executor_ : *stream.executor;
+  const Sequence& sequence = find(id);
+  if (range.first < 0 || range.first > range.last || range.last > sequence.length()) {
+    fail<ShapeError>("first, last: {}, {}, expected 0 <= first <= last <= {}", range.first,
+                     range.last, sequence.length());
+  }
+  if (sequence.plan_number() > 0 && !sequence.was_appended(range.layer)) {
+    fail<StepError>("layer: {} was not appended in this step, expected append() first",
+                    range.layer);
+  }
+  stages_->check_stream(stream);
+  const std::int64_t tokens = range.last - range.first;
+  for (const auto& [tensor, name] : {std::pair{&key, "key"}, std::pair{&value, "value"}}) {
+    check_tensor(
+        *tensor,
+        {name, {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes, runtime::LastStride::kOne},
+        backend_);
+  }
+  stages_->read_rows(range, sequence, key, value, stream);
 }
 
 CacheStats Core::read_stats() const {
   CacheStats stats = stats_;
+  stages_->add_counts(stats);
   stats.live_sequences = static_cast<std::int64_t>(sequences_.size());
   stats.live_tokens = live_tokens_;
   return stats;

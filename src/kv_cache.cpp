@@ -8,8 +8,6 @@
 
 #include "src/core.hpp"
 #include "src/layer_step.hpp"
-#include "src/read_rows.hpp"
-#include "src/selection.hpp"
 
 namespace clusterkv {
 inline namespace v0 {
@@ -52,15 +50,16 @@ void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan, const Se
 }
 
 void ClusterKVCache::token_ids(int layer, const DecodePlan& plan, const Selection& selection,
-                               const TensorView& ids, const TensorView& counts, Stream) const {
-  impl_->core.check_appended(layer, plan);
-  const SelectionReader reader(impl_->core, layer, plan, selection);
-  write_token_ids(reader, plan.num_rows(), ids, counts);
+                               const TensorView& ids, const TensorView& counts,
+                               Stream stream) const {
+  const Core& core = impl_->core;
+  core.stages().token_ids(core.layer_call(layer, plan, stream), selection, ids, counts);
 }
 
 void ClusterKVCache::read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
-                               const TensorView& key, const TensorView& value, Stream) const {
-  clusterkv::read_rows(impl_->core, {layer, id, first, last}, key, value);
+                               const TensorView& key, const TensorView& value,
+                               Stream stream) const {
+  impl_->core.read_rows({layer, first, last}, id, key, value, stream);
 }
 
 // --------------------------------------------------------------------- sequences and creation
@@ -97,12 +96,12 @@ std::int64_t ClusterKVCache::length(SequenceId id) const {
 }
 
 DecodePlan ClusterKVCache::plan(std::span<const StepRow> rows, const PlanLimits& limits,
-                                Workspace workspace, Stream) {
-  return impl_->core.plan(rows, limits, workspace);
+                                Workspace workspace, Stream stream) {
+  return impl_->core.plan(rows, limits, workspace, stream);
 }
 
-void ClusterKVCache::update(DecodePlan& plan, std::span<const StepRow> rows, Stream) {
-  impl_->core.update(plan, rows);
+void ClusterKVCache::update(DecodePlan& plan, std::span<const StepRow> rows, Stream stream) {
+  impl_->core.update(plan, rows, stream);
 }
 
 CacheStats ClusterKVCache::stats() const {

@@ -1,19 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One layer of one step: the stages in the order of the pipeline, on the plan's workspace.
+// One layer of one step: the stages in the order of the pipeline, on the cache's backend.
 #pragma once
 
-#include <cstdint>
-
 #include "clusterkv/step.hpp"
-#include "src/attend/attend_stage.hpp"
 #include "src/core.hpp"
-#include "src/select/select_stage.hpp"
-#include "src/selection.hpp"
+#include "src/stages.hpp"
 
 namespace clusterkv {
-
-enum class Part : std::uint8_t { kRowsAndTail, kTailOnly };
 
 class LayerStep {
  public:
@@ -28,35 +22,23 @@ class LayerStep {
   /// \throws ConfigError  if there are learned sinks
   void check_args(const AttendArgs& args) const;
 
-  void score();   ///< centroids against queries
-  void choose();  ///< top clusters up to the budget
+  void score() { stages_.score(call_); }    ///< centroids against queries
+  void choose() { stages_.choose(call_); }  ///< top clusters up to the budget
   /// Takes a choice made elsewhere; what is not in it goes to the tail.
   /// \throws ShapeError, DTypeError, ValueError, CapacityError
   void adopt(const Selection& selection);
-  void recall();  ///< rows of the chosen clusters into slots
-  void attend(const AttentionOut& out, Part part = Part::kRowsAndTail);
+  void recall() { stages_.recall(call_); }  ///< rows of the chosen clusters into slots
+  void attend(const AttentionOut& out, Part part = Part::kRowsAndTail) {
+    stages_.attend(call_, out, part);
+  }
 
-  [[nodiscard]] Selection selection() const;
+  [[nodiscard]] Selection selection() const { return stages_.selection(call_); }
 
  private:
-  [[nodiscard]] select::ScoreParams score_params() const;
-  [[nodiscard]] select::SelectParams select_params() const;
-  [[nodiscard]] attend::AttendParams attend_params() const;
-  void combine_totals();
-  void copy_lists(const SelectionReader& reader);
-  void count(Part part);
-  void count_list(int row, int head, Part part, StepStats& stats) const;
-
-  Core& core_;
-  int layer_;
   const ModelShape& model_;
-  const SelectConfig& select_;
-  const DecodePlan& handle_;
-  DecodePlan::Impl& plan_;
-  Executor& executor_;
-  bool dense_;
-  int num_rows_;
-  const SequenceView* views_;  ///< [row]; the plan's, or those of an adopted choice
+  Backend backend_;
+  Stages& stages_;
+  LayerCall call_;
 };
 
 }  // namespace clusterkv

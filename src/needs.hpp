@@ -26,9 +26,6 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
 MemoryNeeds find_needs(const CacheConfig& config, Backend backend, const PlanLimits& limits,
                        Rows rows);
 
-/// \throws ConfigError  if there is no such size
-std::size_t workspace_bytes(const CacheConfig& checked, const PlanLimits& limits);
-
 /// Pages of the store for clustered rows.
 std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows);
 

@@ -6,9 +6,7 @@
 
 #include "src/core.hpp"
 #include "src/layer_step.hpp"
-#include "src/paged_export.hpp"
 #include "src/runtime/check.hpp"
-#include "src/selection.hpp"
 
 namespace clusterkv {
 inline namespace v0 {
@@ -31,10 +29,10 @@ Selection ClusterSelector::select(int layer, const DecodePlan& plan, const Tenso
 }
 
 void ClusterSelector::token_ids(int layer, const DecodePlan& plan, const Selection& selection,
-                                const TensorView& ids, const TensorView& counts, Stream) const {
-  impl_->core.check_appended(layer, plan);
-  const SelectionReader reader(impl_->core, layer, plan, selection);
-  write_token_ids(reader, plan.num_rows(), ids, counts);
+                                const TensorView& ids, const TensorView& counts,
+                                Stream stream) const {
+  const Core& core = impl_->core;
+  core.stages().token_ids(core.layer_call(layer, plan, stream), selection, ids, counts);
 }
 
 void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selection& selection,
@@ -54,11 +52,11 @@ void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selec
 
 void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selection& selection,
                                const TensorView& block_table, int block_tokens,
-                               const TensorView& indptr, const TensorView& indices, Stream) const {
-  impl_->core.check_appended(layer, plan);
-  const SelectionReader reader(impl_->core, layer, plan, selection);
-  const PagedTarget target{block_table, block_tokens, indptr, indices};
-  write_paged(reader, plan.num_rows(), impl_->core.settings().model.num_kv_heads, target);
+                               const TensorView& indptr, const TensorView& indices,
+                               Stream stream) const {
+  const Core& core = impl_->core;
+  core.stages().to_paged(core.layer_call(layer, plan, stream), selection,
+                         {block_table, block_tokens, indptr, indices});
 }
 
 // --------------------------------------------------------------------- sequences and creation
@@ -95,12 +93,12 @@ std::int64_t ClusterSelector::length(SequenceId id) const {
 }
 
 DecodePlan ClusterSelector::plan(std::span<const StepRow> rows, const PlanLimits& limits,
-                                 Workspace workspace, Stream) {
-  return impl_->core.plan(rows, limits, workspace);
+                                 Workspace workspace, Stream stream) {
+  return impl_->core.plan(rows, limits, workspace, stream);
 }
 
-void ClusterSelector::update(DecodePlan& plan, std::span<const StepRow> rows, Stream) {
-  impl_->core.update(plan, rows);
+void ClusterSelector::update(DecodePlan& plan, std::span<const StepRow> rows, Stream stream) {
+  impl_->core.update(plan, rows, stream);
 }
 
 CacheStats ClusterSelector::stats() const {

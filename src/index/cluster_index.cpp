@@ -53,11 +53,11 @@ std::size_t ClusterIndex::bytes(const CacheConfig& config, const runtime::Capaci
 }
 
 ClusterIndex::ClusterIndex(const CacheConfig& config, const runtime::Capacity& capacity,
-                           MemoryResource& memory)
+                           MemoryResource& memory, Device device)
     : num_kv_heads_(config.model.num_kv_heads),
       num_dense_(count_dense_layers(config)),
       num_rows_(capacity.row_pages * kPageRows),
-      memory_(memory, bytes(config, capacity), "cluster index") {
+      memory_(memory, bytes(config, capacity), "cluster index", device) {
   Carver carver(memory_.data());
   const Arrays arrays = carve(carver, config, capacity);
   arrays_ = arrays.store;

@@ -16,7 +16,7 @@ namespace clusterkv::index {
 class ClusterIndex {
  public:
   ClusterIndex(const CacheConfig& config, const runtime::Capacity& capacity,
-               MemoryResource& memory);
+               MemoryResource& memory, Device device = {});
   static std::size_t bytes(const CacheConfig& config, const runtime::Capacity& capacity);
 
   /// \pre the layer is not dense

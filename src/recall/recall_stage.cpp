@@ -78,16 +78,8 @@ void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
   });
 }
 
-void SlotPools::drop_quad(int layer, std::uint32_t row) noexcept {
-  if (!exist()) return;
-  for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) {
-    pools_[plane(layer, kv_head)].drop(quad_of(row), 1);
-  }
-}
-
-void SlotPools::drop_page(std::uint32_t page) noexcept {
-  constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
-  for (SlotPool& pool : pools_) pool.drop(page * kQuadsPerPage, kQuadsPerPage);
+void SlotPools::drop(std::uint32_t first_quad, std::uint32_t count) noexcept {
+  for (SlotPool& pool : pools_) pool.drop(first_quad, count);
 }
 
 }  // namespace clusterkv::recall

@@ -39,11 +39,8 @@ class SlotPools {
   /// Brings the selected quads of one layer into slots.
   void recall(int layer, const RecallStep& step, Executor& executor);
 
-  /// A row of one layer's store was written: the quad it lies in, if recalled, is out of date.
-  void drop_quad(int layer, std::uint32_t row) noexcept;
-
-  /// A page of the row store holds other rows from now on, in all layers.
-  void drop_page(std::uint32_t page) noexcept;
+  /// Quads of the store hold other rows from now on, in all layers.
+  void drop(std::uint32_t first_quad, std::uint32_t count) noexcept;
 
  private:
   [[nodiscard]] std::size_t plane(int layer, int kv_head) const {

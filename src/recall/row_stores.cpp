@@ -21,8 +21,8 @@ std::size_t RowArena::bytes(const ModelShape& model, std::int64_t num_pages) {
 }
 
 RowArena::RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResource& memory,
-                   const char* what)
-    : num_kv_heads_(model.num_kv_heads), memory_(memory, bytes(model, num_pages), what) {
+                   const char* what, Device device)
+    : num_kv_heads_(model.num_kv_heads), memory_(memory, bytes(model, num_pages), what, device) {
   first_layer_.base = memory_.data();
   first_layer_.head_stride = plane_bytes(model, num_pages).get();
   first_layer_.row_bytes = row_bytes(model);

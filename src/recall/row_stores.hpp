@@ -19,7 +19,7 @@ class RowArena {
  public:
   RowArena() = default;
   RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResource& memory,
-           const char* what);
+           const char* what, Device device = {});
   static std::size_t bytes(const ModelShape& model, std::int64_t num_pages);
 
   /// Null base if the arena is empty.

@@ -15,14 +15,14 @@ class Buffer {
   Buffer() = default;
 
   /// \throws OutOfMemory  naming `what`
-  Buffer(MemoryResource& memory, std::size_t bytes, const char* what)
-      : memory_(&memory), bytes_(bytes) {
+  Buffer(MemoryResource& memory, std::size_t bytes, const char* what, Device device = {})
+      : memory_(&memory), bytes_(bytes), device_(device) {
     if (bytes == 0) return;
-    data_ = memory.allocate(bytes, kAlignment, Device{});
+    data_ = memory.allocate(bytes, kAlignment, device);
     if (data_ == nullptr) fail<OutOfMemory>("{}: no memory for {} bytes", what, bytes);
   }
   ~Buffer() {
-    if (data_ != nullptr) memory_->deallocate(data_, bytes_, kAlignment, Device{});
+    if (data_ != nullptr) memory_->deallocate(data_, bytes_, kAlignment, device_);
   }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -42,11 +42,13 @@ class Buffer {
     std::swap(memory_, other.memory_);
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(device_, other.device_);
   }
 
   MemoryResource* memory_ = nullptr;
   void* data_ = nullptr;
   std::size_t bytes_ = 0;
+  Device device_;
 };
 
 }  // namespace clusterkv::runtime

@@ -64,7 +64,7 @@ Capacity capacity_of(const CacheConfig& config) {
   return capacity;
 }
 
-CacheConfig resolved(const CacheConfig& config) {
+CacheConfig resolved(const CacheConfig& config, Residency residency) {
   CacheConfig result = config;
   ModelShape& m = result.model;
   if (m.softmax_scale == 0.0F) m.softmax_scale = 1.0F / std::sqrt(static_cast<float>(m.head_dim));
@@ -73,7 +73,7 @@ CacheConfig resolved(const CacheConfig& config) {
     m.layers.resize(static_cast<std::size_t>(m.num_layers));
     std::iota(m.layers.begin(), m.layers.end(), 0);
   }
-  if (result.store.residency == Residency::kAuto) result.store.residency = Residency::kDevice;
+  if (result.store.residency == Residency::kAuto) result.store.residency = residency;
   return result;
 }
 

@@ -24,8 +24,8 @@ struct Capacity {
 Capacity capacity_of(const CacheConfig& config);
 
 /// The config with defaults that depend on other fields filled in: softmax_scale, value_dim,
-/// residency, layers.
-CacheConfig resolved(const CacheConfig& config);
+/// residency (that of the backend's kAuto), layers.
+CacheConfig resolved(const CacheConfig& config, Residency residency);
 
 /// Clusters and rows that one selection list can hold.
 int list_capacity(const CacheConfig& config, const PlanLimits& limits);

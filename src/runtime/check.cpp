@@ -47,7 +47,7 @@ const char* dtype_name(DType dtype) noexcept {
   return "unknown";
 }
 
-void check_tensor(const TensorView& tensor, const TensorRule& rule) {
+void check_tensor(const TensorView& tensor, const TensorRule& rule, Backend backend) {
   check_shape(tensor, rule);
   if (std::find(rule.dtypes.begin(), rule.dtypes.end(), tensor.dtype) == rule.dtypes.end()) {
     std::string expected;
@@ -57,8 +57,11 @@ void check_tensor(const TensorView& tensor, const TensorRule& rule) {
     }
     fail<DTypeError>("{}: dtype {}, expected {}", rule.name, dtype_name(tensor.dtype), expected);
   }
-  if (tensor.device.kind == Device::kCuda) {
+  if (backend == Backend::kCpu && tensor.device.kind == Device::kCuda) {
     fail<ShapeError>("{}: lies on a CUDA device, expected host memory", rule.name);
+  }
+  if (backend == Backend::kCuda && tensor.device.kind == Device::kHost) {
+    fail<ShapeError>("{}: lies in host memory, expected a CUDA device or pinned memory", rule.name);
   }
   const std::int64_t last = tensor.stride[static_cast<std::size_t>(tensor.rank - 1)];
   if (rule.last_stride == LastStride::kOne && last != 1) {

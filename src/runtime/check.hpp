@@ -36,6 +36,7 @@ inline constexpr std::initializer_list<DType> kFloatTypes = {DType::kF32, DType:
 const char* dtype_name(DType dtype) noexcept;
 
 /// \throws ShapeError, DTypeError
-void check_tensor(const TensorView& tensor, const TensorRule& rule);
+void check_tensor(const TensorView& tensor, const TensorRule& rule,
+                  Backend backend = Backend::kCpu);
 
 }  // namespace clusterkv::runtime

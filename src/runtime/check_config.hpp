@@ -6,12 +6,11 @@
 
 namespace clusterkv::runtime {
 
-/// Whether the configuration can run on the backend, and the first reason why not.
-Support find_support(const CacheConfig& config, Backend backend) noexcept;
+/// The first reason why no backend can run it, a static string; null if there is none.
+const char* find_fault(const CacheConfig& config) noexcept;
 
-/// \throws ConfigError         naming the first field that is out of range, and its value
-/// \throws BackendUnavailable  if the backend was not built
-void check_config(const CacheConfig& config, Backend backend);
+/// \throws ConfigError  naming the first field that is out of range, and its value
+void check_config(const CacheConfig& config);
 
 /// \throws ShapeError  naming the first limit that is out of range, and its value
 void check_limits(const PlanLimits& limits);

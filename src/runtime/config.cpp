@@ -5,7 +5,6 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "kernels/common/cpu/isa.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
 
@@ -37,8 +36,6 @@ CacheConfig CacheConfig::paper(const ModelShape& model) {
 
 namespace runtime {
 namespace {
-
-constexpr const char* kNoCuda = "backend: CUDA is not part of this version, expected kCpu";
 
 bool strictly_ascending(const std::vector<int>& layers) {
   return std::adjacent_find(layers.begin(), layers.end(), std::greater_equal<>()) == layers.end();
@@ -136,19 +133,16 @@ void check_all(const CacheConfig& config, const Check& check) {
 
 }  // namespace
 
-Support find_support(const CacheConfig& config, Backend backend) noexcept {
-  if (backend != Backend::kCpu) return {false, kNoCuda};
-  Support support;
+const char* find_fault(const CacheConfig& config) noexcept {
+  const char* fault = nullptr;
   check_all(config, [&](bool ok, const char* reason, auto) {
-    if (!ok) support = {false, reason};
+    if (!ok) fault = reason;
     return ok;
   });
-  return support;
+  return fault;
 }
 
-void check_config(const CacheConfig& config, Backend backend) {
-  if (backend != Backend::kCpu) throw BackendUnavailable(kNoCuda);
-  cpu_isa();  // throws here, not in an executor's task
+void check_config(const CacheConfig& config) {
   check_all(config, [](bool ok, const char* reason, auto value) {
     if (!ok) fail<ConfigError>("{}, got {}", reason, value);
     return true;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "src/paged_export.hpp"
+#include "src/cpu/paged_export.hpp"
 
 #include <cstdint>
 #include <limits>
 
 #include "src/runtime/check.hpp"
 
-namespace clusterkv {
+namespace clusterkv::cpu {
 
 using runtime::check_tensor;
 using runtime::fail;
@@ -79,4 +79,4 @@ void write_paged(const SelectionReader& reader, int num_rows, int num_kv_heads,
   }
 }
 
-}  // namespace clusterkv
+}  // namespace clusterkv::cpu

@@ -13,7 +13,7 @@
 #include "src/runtime/buffer.hpp"
 #include "src/sequence.hpp"
 
-namespace clusterkv {
+namespace clusterkv::cpu {
 
 /// What sealing needs of one layer.
 struct SealLayer {
@@ -49,4 +49,4 @@ class Sealer {
   runtime::Buffer scratch_;  ///< kSealTasks areas
 };
 
-}  // namespace clusterkv
+}  // namespace clusterkv::cpu

@@ -7,14 +7,16 @@
 
 #include "clusterkv/step.hpp"
 #include "clusterkv/types.hpp"
-#include "src/core.hpp"
+#include "src/index/cluster_index.hpp"
+#include "src/stages.hpp"
 
-namespace clusterkv {
+namespace clusterkv::cpu {
 
 class SelectionReader {
  public:
   /// \throws ShapeError, DTypeError, ValueError  if the selection is not one for this step and layer
-  SelectionReader(const Core& core, int layer, const DecodePlan& plan, const Selection& selection);
+  SelectionReader(const index::ClusterIndex& index, const LayerCall& call, int num_kv_heads,
+                  const Selection& selection);
 
   /// Clusters of a list.
   [[nodiscard]] int num_clusters(int row, int head) const;
@@ -66,8 +68,11 @@ class SelectionReader {
   std::int64_t positions_stride_;
 };
 
+/// A selection's lists, into a plan's own.
+void copy_lists(const SelectionReader& reader, int num_rows, const SelectionLists& lists);
+
 /// ClusterKVCache::token_ids() and ClusterSelector::token_ids().
 void write_token_ids(const SelectionReader& reader, int num_rows, const TensorView& ids,
                      const TensorView& counts);
 
-}  // namespace clusterkv
+}  // namespace clusterkv::cpu

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "src/seal.hpp"
+#include "src/cpu/seal.hpp"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 #include "kernels/index/index.hpp"
 #include "src/runtime/parallel.hpp"
 
-namespace clusterkv {
+namespace clusterkv::cpu {
 namespace {
 
 /// Segments clustered at once, at most: bounds the scratch, whatever the number of threads.
@@ -107,4 +107,4 @@ void Sealer::seal_segment(const SealLayer& layer, const Sequence& sequence, int 
   index::cpu().store_segment(store, source, target);
 }
 
-}  // namespace clusterkv
+}  // namespace clusterkv::cpu

@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "src/selection.hpp"
+#include "src/cpu/selection.hpp"
 
+#include "src/cpu/scratch.hpp"
 #include "src/runtime/check.hpp"
 
-namespace clusterkv {
+namespace clusterkv::cpu {
 
 using runtime::check_tensor;
 using runtime::fail;
 
-SelectionReader::SelectionReader(const Core& core, int layer, const DecodePlan& plan,
-                                 const Selection& selection)
+SelectionReader::SelectionReader(const index::ClusterIndex& index, const LayerCall& call,
+                                 int num_kv_heads, const Selection& selection)
     : selection_(selection),
-      plan_(*plan.impl),
-      dense_(core.is_dense(layer)),
-      heads_(plan.impl->scratch.lists.selection_heads),
-      num_kv_heads_(core.settings().model.num_kv_heads),
-      index_(dense_ ? IndexStore{} : core.index().layer(layer)),
-      positions_(core.index().positions(layer)),
-      positions_stride_(core.index().positions_stride()) {
-  const std::int64_t rows = plan.num_rows();
+      plan_(call.plan),
+      dense_(call.dense),
+      heads_(memory_of(call.plan).scratch.lists.selection_heads),
+      num_kv_heads_(num_kv_heads),
+      index_(dense_ ? IndexStore{} : index.layer(call.layer)),
+      positions_(index.positions(call.layer)),
+      positions_stride_(index.positions_stride()) {
+  const auto rows = static_cast<std::int64_t>(plan_.rows.size());
   check_tensor(selection.cluster_ids, {"selection.cluster_ids", {rows, heads_, -1}, {DType::kI32}});
   check_tensor(
       selection.row_counts,
       {"selection.row_counts", {rows, heads_, selection.cluster_ids.shape[2]}, {DType::kI32}});
-  for (int row = 0; row < plan.num_rows(); ++row) {
+  for (int row = 0; row < rows; ++row) {
     for (int head = 0; head < heads_; ++head) check_list(row, head);
   }
 }
@@ -78,6 +79,23 @@ std::int64_t SelectionReader::position(int row, int head, int cluster, int row_i
   return positions_[kv_head(head) * positions_stride_ + stored];
 }
 
+void copy_lists(const SelectionReader& reader, int num_rows, const SelectionLists& lists) {
+  for (int row = 0; row < num_rows; ++row) {
+    for (int head = 0; head < lists.selection_heads; ++head) {
+      // The selection may be these very lists: entry i is read before it is written.
+      const int clusters = reader.num_clusters(row, head);
+      lists.num_clusters[lists.list(row, head)] = clusters;
+      lists.num_rows[lists.list(row, head)] = static_cast<int>(reader.num_rows(row, head));
+      for (int i = 0; i < clusters; ++i) {
+        const std::int32_t id = reader.cluster(row, head, i);
+        const std::int32_t count = reader.count(row, head, i);
+        lists.clusters_of(row, head)[i] = id;
+        lists.counts_of(row, head)[i] = count;
+      }
+    }
+  }
+}
+
 void write_token_ids(const SelectionReader& reader, int num_rows, const TensorView& ids,
                      const TensorView& counts) {
   const int heads = reader.num_heads();
@@ -105,4 +123,4 @@ void write_token_ids(const SelectionReader& reader, int num_rows, const TensorVi
   }
 }
 
-}  // namespace clusterkv
+}  // namespace clusterkv::cpu

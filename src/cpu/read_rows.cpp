@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/cpu/read_rows.hpp"
+
+#include <algorithm>
+
+#include "kernels/recall/recall.hpp"
+
+namespace clusterkv::cpu {
+namespace {
+
+class RowReader {
+ public:
+  RowReader(const RowSource& source, const RowRange& range, const Sequence& sequence,
+            const TensorView& key, const TensorView& value)
+      : source_(source), range_(range), sequence_(sequence), key_(key), value_(value) {}
+
+  void run() const {
+    const std::int64_t pending = sequence_.first_pending_token();
+    for (std::int64_t token = range_.first; token < range_.last; ++token) {
+      if (token < sequence_.num_sinks() || token >= pending) read_live(token);
+    }
+    const SequenceView view = sequence_.view();
+    for (int i = 0; i < view.num_segments; ++i) {
+      const std::int64_t first = sequence_.num_sinks() + view.segments[i].first_row;
+      const std::int64_t last = first + view.segments[i].num_rows;
+      if (first < range_.last && last > range_.first) read_segment(view, view.segments[i]);
+    }
+  }
+
+ private:
+  void read_live(std::int64_t token) const {
+    const std::uint32_t row = paged_row(sequence_.live_pages(), sequence_.live_row(token));
+    for (int head = 0; head < source_.num_kv_heads; ++head) {
+      recall::cpu().read_row({source_.live, key_, value_}, head, row, token - range_.first);
+    }
+  }
+
+  /// Rows of a segment are in cluster order, another one for each KV head: looks at all of them.
+  void read_segment(const SequenceView& view, const SegmentView& segment) const {
+    for (int head = 0; head < source_.num_kv_heads; ++head) {
+      const std::uint32_t* positions = source_.positions + head * source_.positions_stride;
+      for (int i = 0; i < segment.num_rows; ++i) {
+        const std::uint32_t row = paged_row(view.row_pages, segment.first_row + i);
+        const std::int64_t token = positions[row];
+        if (token < range_.first || token >= range_.last) continue;
+        recall::cpu().read_row({source_.stored, key_, value_}, head, row, token - range_.first);
+      }
+    }
+  }
+
+  const RowSource& source_;
+  const RowRange& range_;
+  const Sequence& sequence_;
+  const TensorView& key_;
+  const TensorView& value_;
+};
+
+}  // namespace
+
+void read_rows(const RowSource& source, const RowRange& range, const Sequence& sequence,
+               const TensorView& key, const TensorView& value) {
+  RowReader(source, range, sequence, key, value).run();
+}
+
+}  // namespace clusterkv::cpu

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/cpu/stages.hpp"
+
+#include <algorithm>
+
+#include "kernels/attend/count.hpp"
+#include "kernels/common/tensor_io.hpp"
+#include "src/attend/attend_stage.hpp"
+#include "src/cpu/paged_export.hpp"
+#include "src/cpu/read_rows.hpp"
+#include "src/cpu/selection.hpp"
+#include "src/runtime/check.hpp"
+#include "src/runtime/parallel.hpp"
+#include "src/select/select_stage.hpp"
+
+namespace clusterkv::cpu {
+
+using runtime::fail;
+
+namespace {
+
+MemoryResource& memory_or_default(const Resources& resources) {
+  return resources.memory == nullptr ? default_memory_resource() : *resources.memory;
+}
+
+int num_rows(const LayerCall& call) {
+  return static_cast<int>(call.plan.rows.size());
+}
+
+const char* find_fault(const CacheConfig&) {
+  return nullptr;
+}
+
+std::unique_ptr<Stages> make(const CacheConfig& config, const Resources& resources, Rows rows) {
+  return std::make_unique<CpuStages>(config, resources, rows);
+}
+
+}  // namespace
+
+CpuStages::CpuStages(const CacheConfig& config, const Resources& resources, Rows rows)
+    : config_(config),
+      model_(config_.model),
+      own_executor_(resources.executor == nullptr ? make_thread_pool() : nullptr),
+      executor_(resources.executor == nullptr ? own_executor_.get() : resources.executor),
+      index_(config_, runtime::capacity_of(config_), memory_or_default(resources)),
+      live_(model_, runtime::capacity_of(config_).live_pages, memory_or_default(resources),
+            "live rows"),
+      stored_(model_, stored_pages(runtime::capacity_of(config_), rows),
+              memory_or_default(resources), "row store"),
+      slots_(config_, runtime::capacity_of(config_), memory_or_default(resources)),
+      sealer_(config_, memory_or_default(resources)) {}
+
+MemoryNeeds CpuStages::needs(const CacheConfig& config, const PlanLimits& limits, Rows rows) {
+  const runtime::Capacity capacity = runtime::capacity_of(config);
+  const Size stored = recall::RowArena::bytes(config.model, stored_pages(capacity, rows));
+  const bool on_host = config.store.residency == Residency::kHost;
+  const Size fixed = Size(index::ClusterIndex::bytes(config, capacity)) +
+                     recall::RowArena::bytes(config.model, capacity.live_pages) +
+                     recall::SlotPools::bytes(config, capacity) + Sealer::initial_bytes(config);
+  MemoryNeeds needs;
+  needs.device_bytes = (fixed + (on_host ? Size(0) : stored)).get();
+  needs.host_bytes = on_host ? stored.get() : 0;
+  needs.workspace_bytes = scratch_bytes(config, limits);
+  return needs;
+}
+
+void CpuStages::check_stream(const Stream& stream) const {
+  if (stream.backend != Backend::kCpu) {
+    fail<BackendUnavailable>("stream.backend: CUDA, expected kCpu as the cache's");
+  }
+}
+
+Executor& CpuStages::executor(const Stream& stream) const {
+  return stream.executor == nullptr ? *executor_ : *stream.executor;
+}
+
+// -------------------------------------------------------------------------------------- step
+
+void CpuStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace) {
+  auto memory = std::make_unique<CpuPlan>();
+  Carver carver(static_cast<std::byte*>(workspace.data));
+  memory->scratch = carve_scratch(carver, config_, plan.limits);
+  memory->scores.reserve(static_cast<std::size_t>(plan.limits.max_rows));
+  plan.memory = std::move(memory);
+}
+
+void CpuStages::reserve_seal(int num_tokens, int num_clusters) {
+  sealer_.reserve(num_tokens, num_clusters);
+}
+
+void CpuStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
+                           const Stream&) {
+  for (const StaleQuads& quads : stale) slots_.drop(quads.first, quads.count);
+  CpuPlan& memory = memory_of(plan);
+  memory.scores.clear();
+  std::int64_t blocks = 0;
+  const int q_heads = model_.num_q_heads;
+  for (const SequenceView& view : plan.views) {
+    const std::int64_t clusters = blocks * kBlockClusters;
+    float* z = memory.scratch.z;
+    memory.scores.push_back({memory.scratch.e + clusters * q_heads,
+                             z == nullptr ? nullptr : z + clusters * q_heads,
+                             memory.scratch.block_sums + blocks * q_heads});
+    blocks += view.num_blocks;
+  }
+  step_ = {};
+}
+
+bool CpuStages::all_finite(const TensorView& tensor, std::int64_t first, std::int64_t count) {
+  return recall::cpu().all_finite(tensor, first, count);
+}
+
+void CpuStages::append(const LayerCall& call, const TensorView& key, const TensorView& value) {
+  Executor& threads = executor(call.stream);
+  const int heads = model_.num_kv_heads;
+  const RowStore live = live_.layer(call.layer);
+  runtime::parallel_for(threads, num_rows(call) * heads, [&](int task) {
+    const PlanRow& row = call.plan.rows[static_cast<std::size_t>(task / heads)];
+    if (row.sequence == nullptr) return;
+    for_each_run(row, [&](std::int64_t first_token, std::int64_t first_row, int num_tokens) {
+      recall::cpu().append_rows({.key = key,
+                                 .value = value,
+                                 .first_token = first_token,
+                                 .num_tokens = num_tokens,
+                                 .pages = row.sequence->live_pages(),
+                                 .first_row = first_row,
+                                 .live = live},
+                                task % heads);
+    });
+  });
+  const SealLayer target{.live = live,
+                         .stored = stored_.layer(call.layer),
+                         .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+                         .positions = index_.positions(call.layer),
+                         .positions_stride = index_.positions_stride(),
+                         .model_layer = model_.layers[static_cast<std::size_t>(call.layer)],
+                         .dense = call.dense};
+  for (const PlanRow& row : call.plan.rows) {
+    if (row.sequence == nullptr) continue;
+    sealer_.seal(target, *row.sequence, threads);
+    count_sealing(call, *row.sequence);
+  }
+}
+
+void CpuStages::count_sealing(const LayerCall& call, const Sequence& sequence) {
+  if (call.dense) return;
+  const IndexStore index = index_.layer(call.layer);
+  for (const Sequence::Sealing& sealing : sequence.sealing()) {
+    for (int head = 0; head < model_.num_kv_heads; ++head) {
+      clusters_ += *index.record_used(head, sequence.segment(sealing.segment).record);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------ select
+
+const SequenceView* CpuStages::views(const LayerCall& call) {
+  return call.adopted ? call.plan.adopted_views.data() : call.plan.views.data();
+}
+
+void CpuStages::take_query(const LayerCall& call, const TensorView& query) {
+  float* to = memory_of(call.plan).scratch.query;
+  for (int row = 0; row < call.plan.num_query_tokens; ++row) {
+    for (int head = 0; head < model_.num_q_heads; ++head, to += model_.head_dim) {
+      load_tensor_row(query, row, head, to);
+    }
+  }
+}
+
+select::ScoreParams CpuStages::score_params(const LayerCall& call) const {
+  const CpuPlan& memory = memory_of(call.plan);
+  return {.rows = views(call),
+          .index = index_.layer(call.layer),
+          .query = memory.scratch.query,
+          .scores = memory.scores.data(),
+          .num_q_heads = model_.num_q_heads,
+          .num_kv_heads = model_.num_kv_heads,
+          .softmax_scale = model_.softmax_scale,
+          .use_spread = config_.select.tail == Tail::kSecondMoment};
+}
+
+select::SelectParams CpuStages::select_params(const LayerCall& call) const {
+  const CpuPlan& memory = memory_of(call.plan);
+  return {.rows = views(call),
+          .index = index_.layer(call.layer),
+          .scores = memory.scores.data(),
+          .lists = memory.scratch.lists,
+          .totals = memory.scratch.totals,
+          .num_q_heads = model_.num_q_heads,
+          .num_kv_heads = model_.num_kv_heads,
+          .grouping = config_.select.grouping};
+}
+
+void CpuStages::score(const LayerCall& call) {
+  if (call.dense) return;
+  select::score(score_params(call), num_rows(call), memory_of(call.plan).scratch.item_starts,
+                executor(call.stream));
+  if (call.adopted) combine_totals(call);
+}
+
+void CpuStages::combine_totals(const LayerCall& call) const {
+  const CpuPlan& memory = memory_of(call.plan);
+  const int group = model_.num_q_heads / model_.num_kv_heads;
+  for (int row = 0; row < num_rows(call); ++row) {
+    const SequenceView& view = views(call)[row];
+    if (!view.is_scored()) continue;
+    const RowScores& scores = memory.scores[static_cast<std::size_t>(row)];
+    for (int q_head = 0; q_head < model_.num_q_heads; ++q_head) {
+      float sum = 0.0F;
+      memory.scratch.totals[row * model_.num_q_heads + q_head] =
+          select::cpu().combine_blocks(view, scores, q_head / group, group, q_head % group, &sum);
+    }
+  }
+}
+
+void CpuStages::choose(const LayerCall& call) {
+  const Scratch& scratch = memory_of(call.plan).scratch;
+  const SelectionLists& lists = scratch.lists;
+  if (!call.dense) {
+    Executor& threads = executor(call.stream);
+    select::choose(select_params(call), num_rows(call), scratch.select, threads);
+    select::expand(select_params(call), num_rows(call), threads);
+    return;
+  }
+  const std::int64_t num_lists = lists.list(num_rows(call), 0);
+  std::fill_n(lists.cluster_ids, num_lists * lists.capacity, -1);
+  std::fill_n(lists.row_counts, num_lists * lists.capacity, 0);
+  std::fill_n(lists.num_clusters, num_lists, 0);
+  std::fill_n(lists.num_rows, num_lists, 0);
+}
+
+void CpuStages::adopt(const LayerCall& call, const Selection& selection) {
+  const SelectionReader reader(index_, call, model_.num_kv_heads, selection);
+  const SelectionLists& lists = memory_of(call.plan).scratch.lists;
+  for (int row = 0; row < num_rows(call); ++row) {
+    for (int head = 0; head < lists.selection_heads; ++head) {
+      if (reader.num_rows(row, head) <= lists.capacity) continue;
+      fail<CapacityError>("selection: {} rows in a list, expected at most {} (the plan's budget)",
+                          reader.num_rows(row, head), lists.capacity);
+    }
+  }
+  copy_lists(reader, num_rows(call), lists);
+  if (!call.dense) select::expand(select_params(call), num_rows(call), executor(call.stream));
+}
+
+Selection CpuStages::selection(const LayerCall& call) const {
+  const SelectionLists& lists = memory_of(call.plan).scratch.lists;
+  const std::initializer_list<std::int64_t> shape = {num_rows(call), lists.selection_heads,
+                                                     lists.capacity};
+  return {contiguous_view(lists.cluster_ids, DType::kI32, shape),
+          contiguous_view(lists.row_counts, DType::kI32, shape)};
+}
+
+// ------------------------------------------------------------------------------------ recall
+
+void CpuStages::recall(const LayerCall& call) {
+  if (!slots_.exist() || call.dense) return;
+  Scratch& scratch = memory_of(call.plan).scratch;
+  for (int row = 0; row < num_rows(call); ++row) {
+    scratch.retain_from[row] =
+        retain_from(config_.store, call.plan.rows[static_cast<std::size_t>(row)]);
+  }
+  slots_.recall(call.layer,
+                {.retain_from = scratch.retain_from,
+                 .lists = scratch.lists,
+                 .num_rows = num_rows(call),
+                 .plan_number = call.plan.number,
+                 .stored = stored_.layer(call.layer),
+                 .copies = scratch.copies,
+                 .plans = scratch.recall_plans},
+                executor(call.stream));
+  const auto quad_bytes = static_cast<std::int64_t>(recall::row_bytes(model_) * kQuadRows);
+  for (int head = 0; head < model_.num_kv_heads; ++head) {
+    const recall::RecallPlan& plan = scratch.recall_plans[head];
+    for (StepStats* stats : {&step_, &total_}) {
+      stats->quad_hits += plan.hits;
+      stats->quad_misses += plan.misses;
+      stats->quads_in_place += plan.in_place;
+      stats->copied_bytes += plan.misses * quad_bytes;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------ attend
+
+attend::AttendParams CpuStages::attend_params(const LayerCall& call) const {
+  const CpuPlan& memory = memory_of(call.plan);
+  return {.rows = views(call),
+          .query = memory.scratch.query,
+          .stored = stored_.layer(call.layer),
+          .live = live_.layer(call.layer),
+          .slots = call.dense ? SlotView{} : slots_.layer(call.layer),
+          .lists = memory.scratch.lists,
+          .all_rows = call.dense,
+          .partials = memory.scratch.partials,
+          .num_q_heads = model_.num_q_heads,
+          .num_kv_heads = model_.num_kv_heads,
+          .softmax_scale = model_.softmax_scale,
+          .tail = config_.select.tail,
+          .tail_share = config_.select.tail_share,
+          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+          .scores = memory.scores.data(),
+          .totals = memory.scratch.totals};
+}
+
+void CpuStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
+  const Scratch& scratch = memory_of(call.plan).scratch;
+  const attend::MergeParams params{.attend = attend_params(call),
+                                   .rows_part = part == Part::kRowsAndTail,
+                                   .tail_part = true,
+                                   .out = out.out,
+                                   .lse = out.lse,
+                                   .tail_mass = scratch.tail_mass,
+                                   .kept = scratch.kept};
+  attend::attend(params, num_rows(call), scratch.item_starts, executor(call.stream));
+  for (const PlanRow& row : call.plan.rows) {
+    if (row.sequence == nullptr && row.query_row >= 0) {
+      attend::write_nothing(out.out, out.lse, row.query_row);
+    }
+  }
+  for (StepStats* stats : {&step_, &total_}) {
+    for (int row = 0; row < num_rows(call); ++row) {
+      for (int head = 0; head < scratch.lists.selection_heads; ++head) {
+        attend::count_list(params, row, head, *stats);
+      }
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------- read
+
+void CpuStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
+                          const TensorView& counts) const {
+  const SelectionReader reader(index_, call, model_.num_kv_heads, selection);
+  write_token_ids(reader, num_rows(call), ids, counts);
+}
+
+void CpuStages::to_paged(const LayerCall& call, const Selection& selection,
+                         const PagedTarget& target) const {
+  const SelectionReader reader(index_, call, model_.num_kv_heads, selection);
+  write_paged(reader, num_rows(call), model_.num_kv_heads, target);
+}
+
+void CpuStages::read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
+                          const TensorView& value, const Stream&) const {
+  const RowSource source{.live = live_.layer(range.layer),
+                         .stored = stored_.layer(range.layer),
+                         .positions = index_.positions(range.layer),
+                         .positions_stride = index_.positions_stride(),
+                         .num_kv_heads = model_.num_kv_heads};
+  cpu::read_rows(source, range, sequence, key, value);
+}
+
+void CpuStages::add_counts(CacheStats& stats) const {
+  stats.total = total_;
+  stats.step = step_;
+  stats.clusters = clusters_;
+}
+
+}  // namespace clusterkv::cpu
+
+namespace clusterkv {
+
+const BackendInfo& cpu_backend() {
+  static constexpr BackendInfo kInfo{.missing = nullptr,
+                                     .residency = Residency::kDevice,
+                                     .find_fault = cpu::find_fault,
+                                     .find_needs = cpu::CpuStages::needs,
+                                     .make = cpu::make};
+  return kInfo;
+}
+
+}  // namespace clusterkv

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A backend: its stores, and the five stages over them. All that does not depend on where memory lies,
+// who is in a step, lengths, pages, the checks of arguments, is Core's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "clusterkv/kv_cache.hpp"
+#include "src/needs.hpp"
+#include "src/plan.hpp"
+
+namespace clusterkv {
+
+/// What attention leaves out: the rows stay with the engine if it has them.
+enum class Part : std::uint8_t { kRowsAndTail, kTailOnly };
+
+/// One layer of one step.
+struct LayerCall {
+  int layer;
+  DecodePlan::Impl& plan;
+  const Stream& stream;
+  bool dense;            ///< no index: attends to everything
+  bool adopted = false;  ///< the choice came from the caller
+};
+
+/// Rows of the store whose quads hold other rows from this step on, in all layers.
+struct StaleQuads {
+  std::uint32_t first;
+  std::uint32_t count;
+};
+
+/// Arguments of ClusterSelector::to_paged().
+struct PagedTarget {
+  const TensorView& block_table;
+  int block_tokens;
+  const TensorView& indptr;
+  const TensorView& indices;
+};
+
+struct RowRange {
+  int layer;
+  std::int64_t first;
+  std::int64_t last;
+};
+
+class Stages {
+ public:
+  virtual ~Stages() = default;
+
+  /// \throws BackendUnavailable  if the stream is another backend's
+  virtual void check_stream(const Stream& stream) const = 0;
+
+  // ------------------------------------------------------------------------------------ step
+  /// Takes the workspace of a new plan over.
+  virtual void open_plan(DecodePlan::Impl& plan, const Workspace& workspace) = 0;
+  /// Memory for sealing a segment of this size, before anything of the step has changed.
+  /// \throws OutOfMemory
+  virtual void reserve_seal(int num_tokens, int num_clusters) = 0;
+  /// The plan's rows and views are those of the new step.
+  virtual void begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
+                          const Stream& stream) = 0;
+  /// Whether rows [first, first + count) of a tensor of append() are all finite.
+  virtual bool all_finite(const TensorView& tensor, std::int64_t first, std::int64_t count) = 0;
+  virtual void append(const LayerCall& call, const TensorView& key, const TensorView& value) = 0;
+
+  // ----------------------------------------------------------------------------------- layer
+  virtual void take_query(const LayerCall& call, const TensorView& query) = 0;
+  virtual void score(const LayerCall& call) = 0;
+  virtual void choose(const LayerCall& call) = 0;
+  /// \throws ShapeError, DTypeError, ValueError, CapacityError
+  virtual void adopt(const LayerCall& call, const Selection& selection) = 0;
+  virtual void recall(const LayerCall& call) = 0;
+  virtual void attend(const LayerCall& call, const AttentionOut& out, Part part) = 0;
+  [[nodiscard]] virtual Selection selection(const LayerCall& call) const = 0;
+
+  // ------------------------------------------------------------------------------------ read
+  virtual void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
+                         const TensorView& counts) const = 0;
+  virtual void to_paged(const LayerCall& call, const Selection& selection,
+                        const PagedTarget& target) const = 0;
+  virtual void read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
+                         const TensorView& value, const Stream& stream) const = 0;
+  /// Adds what this backend counted.
+  virtual void add_counts(CacheStats& stats) const = 0;
+};
+
+/// What there is to know of a backend before it is made.
+struct BackendInfo {
+  const char* missing;  ///< why it cannot be used, a static string; null if it can
+  Residency residency;  ///< that of Residency::kAuto
+  /// Why it cannot run a config whose fields are in range, a static string; null if it can.
+  const char* (*find_fault)(const CacheConfig& config);
+  /// Of a config with all defaults filled in. Sizes that cannot be are at the largest value.
+  MemoryNeeds (*find_needs)(const CacheConfig& config, const PlanLimits& limits, Rows rows);
+  std::unique_ptr<Stages> (*make)(const CacheConfig& config, const Resources& resources, Rows rows);
+};
+
+const BackendInfo& backend_info(Backend backend);
+const BackendInfo& cpu_backend();
+const BackendInfo& cuda_backend();
+
+}  // namespace clusterkv
