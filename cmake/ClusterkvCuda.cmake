@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
-# The device ops compiled by nvcc, with CUDA's runtime linked in: clusterkv_cuda.
+# The CUDA backend: kernels compiled by nvcc, and what calls them. CUDA's runtime is linked in.
 set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100 CACHE STRING "CUDA architectures")
 enable_language(CUDA)
 find_package(CUDAToolkit 12.8 REQUIRED)
@@ -15,9 +15,12 @@ function(clusterkv_cuda_options target)
   target_compile_features(${target} PUBLIC cxx_std_20)
   set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
-  target_link_libraries(${target} PUBLIC clusterkv::clusterkv fmt::fmt CUDA::cudart_static)
+  target_link_libraries(${target} PUBLIC fmt::fmt CUDA::cudart_static)
 endfunction()
 
-file(GLOB device_ops CONFIGURE_DEPENDS kernels/*/cuda/*.cu kernels/*/cuda/*.cpp)
-add_library(clusterkv_cuda STATIC ${device_ops})
+file(GLOB device_ops CONFIGURE_DEPENDS
+     kernels/*/cuda/*.cu kernels/*/cuda/*.cpp src/cuda/*.cpp)
+add_library(clusterkv_cuda OBJECT ${device_ops})
 clusterkv_cuda_options(clusterkv_cuda)
+target_sources(clusterkv PRIVATE $<TARGET_OBJECTS:clusterkv_cuda>)
+target_link_libraries(clusterkv PRIVATE CUDA::cudart_static)

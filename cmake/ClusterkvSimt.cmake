@@ -21,3 +21,13 @@ function(clusterkv_simt_kernels target LANE)
     -x c++ -O1 -g -fno-strict-aliasing -fno-tree-loop-distribute-patterns -Wno-unknown-pragmas
     $<$<STREQUAL:${LANE},check>:-fsanitize=thread>)
 endfunction()
+
+# What calls them, on the stand-in for CUDA's runtime: takes the place of the library's no_cuda.cpp.
+function(clusterkv_simt_backend target)
+  file(GLOB backend CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cuda/*.cpp)
+  add_library(${target} OBJECT ${backend})
+  clusterkv_compile_options(${target})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/include)
+  target_compile_definitions(${target} PRIVATE CLUSTERKV_SIMT)
+  target_link_libraries(${target} PRIVATE fmt::fmt)
+endfunction()

@@ -96,7 +96,7 @@ DecodePlan Core::plan(std::span<const StepRow> rows, const PlanLimits& limits,
   plan.impl = std::make_unique<DecodePlan::Impl>();
   plan.impl->owner = this;
   plan.impl->limits = limits;
-  stages_->open_plan(*plan.impl, workspace);
+  stages_->open_plan(*plan.impl, workspace, stream);
   const auto max_rows = static_cast<std::size_t>(limits.max_rows);
   plan.impl->rows.reserve(max_rows);
   plan.impl->views.reserve(max_rows);

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "clusterkv/config.hpp"
@@ -33,6 +34,14 @@ struct PagePools {
   PagePool live;
   PagePool blocks;
   PagePool records;
+};
+
+/// The page tables of a sequence, with segments that are being sealed.
+struct SequenceTables {
+  std::span<const std::uint32_t> row_pages;
+  std::span<const std::uint32_t> live_pages;
+  std::span<const std::uint32_t> blocks;
+  std::span<const SegmentView> segments;
 };
 
 /// Tokens in order: sinks, stored (in segments), pending.
@@ -89,6 +98,10 @@ class Sequence {
   }
   [[nodiscard]] const std::vector<std::uint32_t>& row_pages() const { return row_pages_; }
   [[nodiscard]] const std::uint32_t* live_pages() const { return live_pages_.data(); }
+
+  [[nodiscard]] SequenceTables tables() const {
+    return {row_pages_, live_pages_, blocks_, segments_};
+  }
 
   /// Logical live row of a sink or pending token.
   [[nodiscard]] std::int64_t live_row(std::int64_t token) const;

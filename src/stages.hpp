@@ -55,7 +55,8 @@ class Stages {
 
   // ------------------------------------------------------------------------------------ step
   /// Takes the workspace of a new plan over.
-  virtual void open_plan(DecodePlan::Impl& plan, const Workspace& workspace) = 0;
+  virtual void open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
+                         const Stream& stream) = 0;
   /// Memory for sealing a segment of this size, before anything of the step has changed.
   /// \throws OutOfMemory
   virtual void reserve_seal(int num_tokens, int num_clusters) = 0;
@@ -92,7 +93,7 @@ struct BackendInfo {
   const char* missing;  ///< why it cannot be used, a static string; null if it can
   Residency residency;  ///< that of Residency::kAuto
   /// Why it cannot run a config whose fields are in range, a static string; null if it can.
-  const char* (*find_fault)(const CacheConfig& config);
+  const char* (*find_fault)(const CacheConfig& config, Rows rows);
   /// Of a config with all defaults filled in. Sizes that cannot be are at the largest value.
   MemoryNeeds (*find_needs)(const CacheConfig& config, const PlanLimits& limits, Rows rows);
   std::unique_ptr<Stages> (*make)(const CacheConfig& config, const Resources& resources, Rows rows);

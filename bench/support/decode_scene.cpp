@@ -155,6 +155,7 @@ DecodeScene::DecodeScene(SceneShape shape)
                   static_cast<std::size_t>(on_device::num_slices(num_blocks(shape)))),
       slice_ids_(slice_keys_.size()),
       slice_counts_(slice_keys_.size() / on_device::kSliceClusters),
+      first_slice_(static_cast<std::size_t>(shape.batch)),
       select_arrived_(lists_of(shape)),
       attend_arrived_(lists_of(shape)),
       partials_(static_cast<std::size_t>(shape.batch * kQHeads * attend::kMaxPieces)),
@@ -162,13 +163,15 @@ DecodeScene::DecodeScene(SceneShape shape)
       out_(static_cast<std::size_t>(shape.batch * kQHeads * kDim)),
       lse_(static_cast<std::size_t>(shape.batch * kQHeads)),
       keep_all_(static_cast<std::size_t>(shape.batch)),
-      keep_none_(std::vector<std::uint32_t>(static_cast<std::size_t>(shape.batch), kNoSlot)) {
+      keep_none_(std::vector<std::uint32_t>(static_cast<std::size_t>(shape.batch), kNoSlot)),
+      plan_numbers_({0, 1, 2, 3}) {
   for (int i = 0; i < shape_.layers; ++i) layers_.push_back(std::make_unique<Layer>(shape_));
   const std::size_t blocks = sequence_blocks(shape_);
   const std::size_t segments = segments_of(shape_) / static_cast<std::size_t>(shape_.batch);
   std::vector<SegmentView> all_segments;
   std::vector<SequenceView> views;
   std::vector<RowScores> scores;
+  std::vector<std::int64_t> first_slice;
   for (std::size_t s = 0; s < static_cast<std::size_t>(shape_.batch); ++s) {
     for (std::size_t i = 0; i < segments; ++i) {
       all_segments.push_back({static_cast<std::uint32_t>(s * segments + i),
@@ -191,11 +194,14 @@ DecodeScene::DecodeScene(SceneShape shape)
     view.query_row = static_cast<std::int32_t>(s);
     views.push_back(view);
     const std::size_t before = s * blocks * kHeads * kGroup;
+    first_slice.push_back(static_cast<std::int64_t>(s) * kHeads *
+                          on_device::num_slices(static_cast<int>(blocks)));
     scores.push_back({e_.data() + before * kBlockClusters, nullptr, sums_.data() + before});
   }
   copy(segments_.data(), all_segments.data(), all_segments.size() * sizeof(SegmentView));
   copy(views_.data(), views.data(), views.size() * sizeof(SequenceView));
   copy(scores_.data(), scores.data(), scores.size() * sizeof(RowScores));
+  copy(first_slice_.data(), first_slice.data(), first_slice.size() * sizeof(std::int64_t));
   // Lists and slots as they are in the middle of decoding.
   for (int layer = 0; layer < shape_.layers; ++layer) {
     score(layer, nullptr);
@@ -270,18 +276,18 @@ void DecodeScene::score(int layer, void* stream, on_device::IntegerMath math) co
 
 void DecodeScene::select(int layer, void* stream) const {
   const Layer& l = *layers_[static_cast<std::size_t>(layer)];
-  on_device::select_clusters(
-      {views_.data(), index(l), scores_.data(), lists(l), totals_.data(), kQHeads, kHeads,
-       HeadGrouping::kShared},
-      {slice_keys_.data(), slice_ids_.data(), slice_counts_.data(), select_arrived_.data()},
-      plan(stream));
+  on_device::select_clusters({views_.data(), index(l), scores_.data(), lists(l), totals_.data(),
+                              kQHeads, kHeads, HeadGrouping::kShared},
+                             {first_slice_.data(), slice_keys_.data(), slice_ids_.data(),
+                              slice_counts_.data(), select_arrived_.data()},
+                             plan(stream));
 }
 
 void DecodeScene::recall(int layer, void* stream, std::uint32_t plan,
                          const Buffer<std::uint32_t>& retain_from) const {
   const Layer& l = *layers_[static_cast<std::size_t>(layer)];
   on_device::recall_quads({pools(l), rows(l.stored), lists(l), retain_from.data(), l.copies.data(),
-                           l.counts.data(), shape_.batch, kHeads, plan},
+                           l.counts.data(), shape_.batch, kHeads, plan_numbers_.data() + plan},
                           stream);
 }
 

@@ -91,10 +91,12 @@ class DecodeScene {
   Buffer<HeadTotals> totals_;
   Buffer<std::uint32_t> slice_keys_;
   Buffer<std::int32_t> slice_ids_, slice_counts_;
+  Buffer<std::int64_t> first_slice_;
   Buffer<std::uint32_t> select_arrived_, attend_arrived_;
   Buffer<attend::PartialHead> partials_;
   Buffer<float> outputs_, out_, lse_;
   Buffer<std::uint32_t> keep_all_, keep_none_;
+  Buffer<std::uint32_t> plan_numbers_;  ///< i at place i
 };
 
 /// Makes a scene once; keeps the last one only.

@@ -27,7 +27,7 @@ int num_rows(const LayerCall& call) {
   return static_cast<int>(call.plan.rows.size());
 }
 
-const char* find_fault(const CacheConfig&) {
+const char* find_fault(const CacheConfig&, Rows) {
   return nullptr;
 }
 
@@ -76,7 +76,7 @@ Executor& CpuStages::executor(const Stream& stream) const {
 
 // -------------------------------------------------------------------------------------- step
 
-void CpuStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace) {
+void CpuStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace, const Stream&) {
   auto memory = std::make_unique<CpuPlan>();
   Carver carver(static_cast<std::byte*>(workspace.data));
   memory->scratch = carve_scratch(carver, config_, plan.limits);

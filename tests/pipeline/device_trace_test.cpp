@@ -187,10 +187,11 @@ std::vector<float> DeviceLayer::attend(int query) {
       heads_,          kBudget,       ids.data(), counts.data(), num_clusters.data(),
       num_rows.data(), row_ids.data()};
   Guarded<std::uint32_t> keys(lists * on_device::kSliceClusters);
+  Guarded<std::int64_t> first_slice(std::vector<std::int64_t>{0});
   Guarded<std::int32_t> key_ids(keys.size()), slices(lists);
   on_device::select_clusters(
       {&row, index_.view(), &scores, chosen, totals.data(), q_heads, heads_, HeadGrouping::kShared},
-      {keys.data(), key_ids.data(), slices.data(), arrived.data()}, shape);
+      {first_slice.data(), keys.data(), key_ids.data(), slices.data(), arrived.data()}, shape);
 
   const auto pieces = static_cast<std::size_t>(q_heads * attend::kMaxPieces);
   Guarded<attend::PartialHead> partials(pieces);

@@ -79,10 +79,11 @@ TEST_F(DeviceRecallAttend, RowsInSlotsGiveTheBitsOfRowsInPlace) {
     Pools pools(scene, num_slots);
     const SelectionLists lists = attention.params().lists;
     const std::uint32_t retain_from[2] = {0, 0};
+    testing::Guarded<std::uint32_t> plan_number(std::vector<std::uint32_t>{1});
     testing::Guarded<QuadCopy> copies(static_cast<std::size_t>(kHeads * 2 * lists.capacity));
     testing::Guarded<on_device::RecallCounts> counts(kHeads);
     on_device::recall_quads({pools.view, scene.stored.view(), lists, retain_from, copies.data(),
-                             counts.data(), 2, kHeads, 1},
+                             counts.data(), 2, kHeads, plan_number.data()},
                             nullptr);
     for (int head = 0; head < kHeads; ++head) {
       EXPECT_EQ(counts[static_cast<std::size_t>(head)].in_place > 0, num_slots == 9);

@@ -186,7 +186,7 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
       retain_from.push_back(row % 2 == 1 && step > 2 ? step - 2 : 0);
     }
     on_device::recall_quads({pools, stored_.view(), lists, retain_from.data(), copies.data(),
-                             results.data(), num_rows, kHeads, step},
+                             results.data(), num_rows, kHeads, &step},
                             nullptr);
     for (int head = 0; head < kHeads; ++head) {
       std::vector<QuadCopy> cpu_copies(entries);

@@ -80,12 +80,17 @@ void expect_same(Planted& planted, int budget, HeadGrouping grouping, bool every
   if (other_budget > 0) views[0].num_query_tokens = tokens;
   const int max_blocks = views[1].num_blocks + 3;
   const auto lists = static_cast<std::size_t>(2 * device.view.selection_heads);
-  const auto slices = lists * static_cast<std::size_t>(on_device::num_slices(max_blocks));
+  const std::int64_t before =
+      std::int64_t{on_device::num_slices(views[0].num_blocks)} * device.view.selection_heads;
+  testing::Guarded<std::int64_t> first_slice(std::vector<std::int64_t>{0, before});
+  const auto slices = static_cast<std::size_t>(before + on_device::num_slices(views[1].num_blocks) *
+                                                            device.view.selection_heads);
   testing::Guarded<std::uint32_t> scratch_keys(slices * on_device::kSliceClusters);
   testing::Guarded<std::int32_t> scratch_ids(scratch_keys.size()), counts(slices);
   testing::Guarded<std::uint32_t> arrived(std::vector<std::uint32_t>(lists, 0));
   on_device::select_clusters(
-      p, {scratch_keys.data(), scratch_ids.data(), counts.data(), arrived.data()},
+      p,
+      {first_slice.data(), scratch_keys.data(), scratch_ids.data(), counts.data(), arrived.data()},
       {2, max_blocks, nullptr});
   EXPECT_EQ(cpu.num_clusters.copy(), device.num_clusters.copy());
   EXPECT_EQ(cpu.num_rows.copy(), device.num_rows.copy());

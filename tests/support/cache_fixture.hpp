@@ -84,8 +84,8 @@ class Driver : public Harness<Cache> {
   using Outputs = std::vector<Output>;  ///< [layer]
 
   Driver(const CacheConfig& config, const PlanLimits& limits = {4, 1024, 0},
-         const Resources& resources = {})
-      : Harness<Cache>(config, limits, resources) {}
+         const Resources& resources = {}, const AsyncStream& async = {})
+      : Harness<Cache>(config, limits, resources, async) {}
 
   /// `seed` names the sequence's data.
   SequenceId add(std::uint64_t seed) {
@@ -162,7 +162,10 @@ class Driver : public Harness<Cache> {
 
   Selection select(int layer) {
     const std::vector<float> query = queries(layer);
-    return cache.select(layer, plan, this->query_view(query));
+    const Selection selection =
+        cache.select(layer, plan, this->query_view(query), this->stream_or_own({}));
+    this->wait();
+    return selection;
   }
 
  private:

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <new>
 #include <vector>
@@ -46,43 +47,73 @@ struct Choice {
 };
 Choice copy_choice(const Selection& selection);
 
+/// A device to run on: nothing is ready before `wait` was called with the stream.
+struct AsyncStream {
+  Stream stream;
+  void (*wait)(void* handle) = nullptr;
+};
+
 template <class Cache>
 class Harness {
  public:
-  Harness(const CacheConfig& config, const PlanLimits& limits, const Resources& resources = {})
+  Harness(const CacheConfig& config, const PlanLimits& limits, const Resources& resources = {},
+          const AsyncStream& async = {})
       : cache(config, resources),
         limits_(limits),
-        bytes_(Cache::memory_needs(config, Backend::kCpu, limits).workspace_bytes),
-        memory_(aligned_bytes(bytes_)) {}
+        needs_(Cache::memory_needs(config, resources.backend, limits)),
+        resource_(resources.memory == nullptr ? default_memory_resource() : *resources.memory),
+        async_(async),
+        on_device_(resources.backend == Backend::kCuda),
+        memory_(take(needs_.workspace_bytes, on_device_ ? Device::kCuda : Device::kHost)),
+        pinned_(take(needs_.workspace_pinned_bytes, Device::kPinned)) {}
+  ~Harness() {
+    plan = {};
+    wait();
+    resource_.deallocate(memory_, needs_.workspace_bytes, 64,
+                         {on_device_ ? Device::kCuda : Device::kHost});
+    if (pinned_ == nullptr) return;
+    resource_.deallocate(pinned_, needs_.workspace_pinned_bytes, 64, {Device::kPinned});
+  }
+  Harness(const Harness&) = delete;
+  Harness& operator=(const Harness&) = delete;
 
   /// plan() for the first step, update() afterwards.
   void begin(const std::vector<StepRow>& rows) {
     if (plan.num_rows() == 0) {
-      plan = cache.plan(rows, limits_, workspace());
+      plan = cache.plan(rows, limits_, workspace(), async_.stream);
     } else {
-      cache.update(plan, rows);
+      cache.update(plan, rows, async_.stream);
     }
   }
-  Workspace workspace() { return {memory_.get(), bytes_, nullptr, 0}; }
+  Workspace workspace() {
+    return {memory_, needs_.workspace_bytes, pinned_, needs_.workspace_pinned_bytes};
+  }
+  /// Until results are there.
+  void wait() {
+    if (async_.wait != nullptr) async_.wait(async_.stream.handle);
+    kept_.clear();
+  }
 
   void append(int layer, const std::vector<float>& key, const std::vector<float>& value,
               Stream stream = {}) {
-    cache.append(layer, plan, kv_view(key), kv_view(value), stream);
+    cache.append(layer, plan, kv_view(keep(key)), kv_view(keep(value)), stream_or_own(stream));
   }
   Output attend(int layer, const std::vector<float>& query, Stream stream = {}) {
     const ModelShape& m = cache.config().model;
     Output output;
-    const AttentionOut out = make_out(output, plan.num_query_tokens(), m.num_q_heads, m.head_dim);
-    cache.attend(layer, plan, {query_view(query), out}, stream);
+    AttentionOut out = make_out(output, plan.num_query_tokens(), m.num_q_heads, m.head_dim);
+    out = {placed(out.out), placed(out.lse)};
+    cache.attend(layer, plan, {query_view(query), out}, stream_or_own(stream));
+    wait();
     return output;
   }
   TensorView kv_view(const std::vector<float>& data) const {
     const ModelShape& m = cache.config().model;
-    return view3(data, plan.num_new_tokens(), m.num_kv_heads, m.head_dim);
+    return placed(view3(data, plan.num_new_tokens(), m.num_kv_heads, m.head_dim));
   }
   TensorView query_view(const std::vector<float>& data) const {
     const ModelShape& m = cache.config().model;
-    return view3(data, plan.num_query_tokens(), m.num_q_heads, m.head_dim);
+    return placed(view3(data, plan.num_query_tokens(), m.num_q_heads, m.head_dim));
   }
   /// Positions of all lists of a selection, [row][head].
   std::vector<std::vector<std::vector<std::int32_t>>> positions(int layer,
@@ -93,8 +124,10 @@ class Harness {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(rows * heads * room));
     std::vector<std::int32_t> counts(static_cast<std::size_t>(rows * heads));
     cache.token_ids(layer, plan, selection,
-                    contiguous_view(ids.data(), DType::kI32, {rows, heads, room}),
-                    contiguous_view(counts.data(), DType::kI32, {rows, heads}));
+                    placed(contiguous_view(ids.data(), DType::kI32, {rows, heads, room})),
+                    placed(contiguous_view(counts.data(), DType::kI32, {rows, heads})),
+                    async_.stream);
+    wait();
     std::vector<std::vector<std::vector<std::int32_t>>> result;
     for (std::int64_t row = 0; row < rows; ++row) {
       result.emplace_back();
@@ -107,13 +140,38 @@ class Harness {
     return result;
   }
 
+  /// As memory that the cache's backend reads.
+  [[nodiscard]] TensorView placed(TensorView view) const {
+    if (on_device_) view.device = {Device::kPinned};
+    return view;
+  }
+  [[nodiscard]] Stream stream_or_own(const Stream& stream) const {
+    return stream.executor == nullptr && stream.handle == nullptr ? async_.stream : stream;
+  }
+
   Cache cache;
   DecodePlan plan;
 
  private:
+  std::byte* take(std::size_t bytes, Device::Kind kind) {
+    if (bytes == 0) return nullptr;
+    return static_cast<std::byte*>(resource_.allocate(bytes, 64, {kind}));
+  }
+  /// What is handed in stays until it was read.
+  const std::vector<float>& keep(const std::vector<float>& data) {
+    if (async_.wait == nullptr) return data;
+    kept_.push_back(data);
+    return kept_.back();
+  }
+
   PlanLimits limits_;
-  std::size_t bytes_;
-  AlignedBytes memory_;
+  MemoryNeeds needs_;
+  MemoryResource& resource_;
+  AsyncStream async_;
+  bool on_device_;
+  std::byte* memory_;
+  std::byte* pinned_;
+  std::deque<std::vector<float>> kept_;
 };
 
 }  // namespace clusterkv::testing

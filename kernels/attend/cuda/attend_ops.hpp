@@ -5,6 +5,7 @@
 // are f16 or bf16.
 #pragma once
 
+#include "clusterkv/stats.hpp"
 #include "kernels/attend/attend.hpp"
 #include "kernels/common/cuda/plan_shape.hpp"
 
@@ -13,6 +14,9 @@ namespace clusterkv::CLUSTERKV_DEVICE {
 /// Row pieces, tail pieces and their merge: one launch. `arrived` [num_rows, selection_heads] counts
 /// finished pieces; 0 before and after.
 void attend(const attend::MergeParams& params, std::uint32_t* arrived, const PlanShape& shape);
+
+/// Adds what attend() of these parameters did to stats [2]: of the step, and in total.
+void count_step(const attend::MergeParams& params, StepStats* stats, const PlanShape& shape);
 
 /// dense_decode() and sparse_decode(). `partials` has room for num_rows rows. Rows of key and value are
 /// f16 or bf16 and begin at multiples of 16 bytes: address and strides are checked.

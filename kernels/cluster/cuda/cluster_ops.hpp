@@ -8,6 +8,7 @@
 
 #include "kernels/cluster/cluster.hpp"
 #include "kernels/common/cuda/backend.hpp"
+#include "kernels/common/cuda/seal_view.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
@@ -46,6 +47,26 @@ inline constexpr int kLargeTile = 64;
 constexpr int large_clusters(int num_clusters) {
   return (num_clusters + kLargeTile - 1) / kLargeTile * kLargeTile;
 }
+
+/// What all runs of a launch have in common, and the scratch of one of them.
+struct ClusterJobs {
+  const SealView* seals;    ///< [num_seals]
+  RowStore live;            ///< plane 0 is the first one clustered
+  const int* model_layers;  ///< [num_planes / num_kv_heads], of the planes
+  cluster::SegmentParams like;
+  std::uint64_t seed;  ///< of the config
+  std::byte* scratch;  ///< area of the first job
+  std::size_t area_bytes;
+  std::size_t order, offset, centroids, bias,
+      cursor;  ///< bytes from an area's begin; labels are first
+  int num_kv_heads;
+  int first_plane;
+  int num_planes;
+};
+/// jobs[seal * num_planes + plane], for either kind of run.
+void fill_cluster_jobs(const ClusterJobs& params, int num_seals, LargeClusterJob* jobs,
+                       void* stream);
+void fill_cluster_jobs(const ClusterJobs& params, int num_seals, ClusterJob* jobs, void* stream);
 
 /// As cluster_segments(), with the same bits, over the whole grid: for prompts that are one segment.
 /// Launches: 2, and 3 an iteration.

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/common/cuda/backend.hpp"
+#include "kernels/common/cuda/seal_view.hpp"
 #include "kernels/index/index.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
@@ -22,6 +23,25 @@ struct IndexJob {
   float* variance;             ///< scratch [num_clusters, head_dim]
   float* value_sum;            ///< scratch [num_clusters, head_dim]
 };
+
+/// What all segments of a launch have in common, and the scratch of one of them.
+struct IndexJobs {
+  const SealView* seals;  ///< [num_seals]
+  std::byte* scratch;     ///< area of the first job
+  std::size_t area_bytes;
+  std::size_t order, offset, used, variance, value_sum;  ///< bytes from an area's begin
+  int first_plane;
+  int num_planes;
+  bool in_token_order;  ///< dense layers: rows are stored only
+};
+/// jobs[seal * num_planes + plane] and previous[…]. Their kv_head is the plane: stores and indexes handed
+/// on with them begin at plane 0.
+void fill_index_jobs(const IndexJobs& params, int num_seals, IndexJob* jobs,
+                     std::uint32_t* previous, void* stream);
+
+/// Adds the used clusters of all jobs to `total`.
+void count_clusters(const IndexStore& index, const IndexJob* jobs, int num_jobs,
+                    std::int64_t* total, void* stream);
 
 /// What no job exceeds.
 struct IndexShape {

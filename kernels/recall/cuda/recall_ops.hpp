@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "clusterkv/stats.hpp"
 #include "kernels/common/cuda/backend.hpp"
 #include "kernels/recall/recall.hpp"
 
@@ -26,6 +27,18 @@ struct AppendJob {
 /// read. Rows are f16 or bf16.
 void append_rows(const recall::AppendParams& params, const AppendJob* jobs, int num_jobs,
                  int max_tokens, void* stream);
+
+// --------------------------------------------------------------------------------- read rows
+/// Neighbouring rows of a store, the same for all KV heads, and which of their tokens are asked for.
+struct RowRun {
+  std::uint32_t first_row;
+  int num_rows;
+  const std::uint32_t* positions;  ///< [kv_head, store row]; null: tokens follow each other
+  std::int64_t positions_stride;
+  std::int64_t first_token;  ///< without positions
+  std::int64_t begin, end;   ///< tokens asked for; `begin` goes to row 0 of the tensors
+};
+void read_rows(const recall::ReadParams& params, const RowRun& run, int num_kv_heads, void* stream);
 
 // ------------------------------------------------------------------------------ recall quads
 /// The slot pools of one layer, a plane a KV head. The state of each slot, as SlotState of rules.hpp.
@@ -49,6 +62,15 @@ struct RecallCounts {
   std::int32_t in_place;
 };
 
+/// Quads that hold other rows from now on.
+struct QuadRange {
+  std::uint32_t first;
+  std::uint32_t count;
+};
+/// `pools` are those of the first of `num_planes` planes. `ranges` is a device array; no quad is in two.
+void drop_quads(const SlotPools& pools, int num_planes, const QuadRange* ranges, int num_ranges,
+                void* stream);
+
 struct RecallParams {
   SlotPools pools;
   RowStore stored;
@@ -58,7 +80,9 @@ struct RecallParams {
   RecallCounts* counts;              ///< [kv_head]
   int num_rows;
   int num_kv_heads;
-  std::uint32_t plan_number;
+  const std::uint32_t*
+      plan_number;             ///< of the running step, on the device: a captured launch reads it
+  StepStats* stats = nullptr;  ///< [2] step and total, if wanted: hits and misses are added
 };
 
 /// Slots for all selected quads, and their copies. Same directory, slots and counts as the pool of

@@ -55,7 +55,8 @@ class Recaller {
         referenced_(p.pools.referenced + std::int64_t{head_} * p.pools.num_slots),
         copies_(p.copies + std::int64_t{head_} * p.num_rows * served_ * p.lists.capacity),
         hand_(p.pools.hand[head_]),
-        is_full_(p.pools.full_in[head_] == p.plan_number) {}
+        plan_number_(*p.plan_number),
+        is_full_(p.pools.full_in[head_] == plan_number_) {}
 
   __device__ void resolve() {
     if (threadIdx.x == 0) {
@@ -69,8 +70,14 @@ class Recaller {
     }
     if (threadIdx.x != 0) return;
     p_.pools.hand[head_] = hand_;
-    if (is_full_) p_.pools.full_in[head_] = p_.plan_number;
+    if (is_full_) p_.pools.full_in[head_] = plan_number_;
     p_.counts[head_] = {shared_.hits, shared_.misses, shared_.in_place};
+    if (p_.stats == nullptr) return;
+    add(&StepStats::quad_hits, shared_.hits);
+    add(&StepStats::quad_misses, shared_.misses);
+    add(&StepStats::quads_in_place, shared_.in_place);
+    add(&StepStats::copied_bytes,
+        shared_.misses * static_cast<std::int64_t>(kQuadRows * p_.stored.row_bytes));
   }
 
   /// A warp moves two pieces of up to 2 KiB at a time: all their loads, then all their stores.
@@ -115,6 +122,14 @@ class Recaller {
   }
 
  private:
+  /// Sums of integers have no order.
+  __device__ void add(std::int64_t StepStats::*field, std::int64_t count) const {
+    for (int i = 0; i < 2; ++i) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(&(p_.stats[i].*field)),
+                static_cast<unsigned long long>(count));
+    }
+  }
+
   /// Bytes to a chunk of some rows of a store, which may have padding. 32 bits: registers are dear.
   template <int kRowChunks>
   __device__ unsigned chunk_at(int chunk) const {
@@ -144,8 +159,8 @@ class Recaller {
       if (quad == kNoQuad) continue;
       const std::uint32_t found = atomicMin(directory_ + quad, claim(list, i));
       if (found >= kClaim) continue;
-      const std::uint32_t stamp = atomicExch(stamp_ + found, p_.plan_number);
-      if (stamp == p_.plan_number) continue;  // another list, or row, of this step brought it
+      const std::uint32_t stamp = atomicExch(stamp_ + found, plan_number_);
+      if (stamp == plan_number_) continue;  // another list, or row, of this step brought it
       if (recall::is_retained({quad, stamp, false}, p_.retain_from[row])) {
         referenced_[found] = 1;
         atomicAdd(&shared_.hits, 1);
@@ -189,7 +204,7 @@ class Recaller {
       const int at = (hand_ + static_cast<int>(threadIdx.x)) % num_slots;
       const bool looks = static_cast<int>(threadIdx.x) < window;
       recall::SlotState slot{owner_[at], stamp_[at], referenced_[at] != 0};
-      const bool is_free = recall::take_slot(slot, p_.plan_number) && looks;
+      const bool is_free = recall::take_slot(slot, plan_number_) && looks;
       int found = 0;
       const int rank = BlockScan<kThreads>(shared_.scan).exclusive(is_free ? 1 : 0, found);
       const int taken = min(found, claims - given);
@@ -219,7 +234,7 @@ class Recaller {
     const std::uint32_t quad = shared_.quad[number];
     if (owner_[slot] != kNoQuad) directory_[owner_[slot]] = kNoSlot;
     owner_[slot] = quad;
-    stamp_[slot] = p_.plan_number;
+    stamp_[slot] = plan_number_;
     referenced_[slot] = 0;
     directory_[quad] = static_cast<std::uint32_t>(slot);
     copies_[shared_.num_copies + number] = {quad, static_cast<std::uint32_t>(slot)};
@@ -235,6 +250,7 @@ class Recaller {
   std::uint32_t* referenced_;
   QuadCopy* copies_;
   int hand_;
+  std::uint32_t plan_number_;
   bool is_full_;
 };
 

@@ -52,8 +52,7 @@ struct Pivot {
 
 class Chooser {
  public:
-  __device__ Chooser(const SelectParams& p, const SelectScratch& scratch, SelectShared& shared,
-                     int max_blocks)
+  __device__ Chooser(const SelectParams& p, const SelectScratch& scratch, SelectShared& shared)
       : p_(p),
         shared_(shared),
         row_(p.rows[blockIdx.z]),
@@ -67,8 +66,8 @@ class Chooser {
         slice_(static_cast<int>(blockIdx.x)),
         slices_(num_slices(row_.num_blocks)),
         scratch_(scratch),
-        first_candidate_((std::int64_t{list_} * num_slices(max_blocks)) * kSliceClusters),
-        candidate_counts_(scratch.counts + std::int64_t{list_} * num_slices(max_blocks)) {}
+        first_slice_(scratch.first_slice[blockIdx.z] + std::int64_t{head_} * slices_),
+        candidate_counts_(scratch.counts + first_slice_) {}
 
   __device__ void run() {
     const bool attends = row_.query_row >= 0;
@@ -271,7 +270,7 @@ class Chooser {
       keep[i] = taken(pivot, items, i, equal_before) > 0;
       kept += keep[i] ? 1 : 0;
     }
-    const std::int64_t first = first_candidate_ + std::int64_t{slice_} * kSliceClusters;
+    const std::int64_t first = (first_slice_ + slice_) * kSliceClusters;
     std::int64_t at = first + scan.exclusive(kept, total);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -287,7 +286,7 @@ class Chooser {
   __device__ void for_each_candidate(const Use& use) {
     for (int slice = 0; slice < slices_; ++slice) {
       const int count = candidate_counts_[slice];
-      const std::int64_t first = first_candidate_ + std::int64_t{slice} * kSliceClusters;
+      const std::int64_t first = (first_slice_ + slice) * kSliceClusters;
       for (int round = 0; round < count; round += kThreads * kItems) {
         Items items;
 #pragma unroll
@@ -387,14 +386,13 @@ class Chooser {
   int slice_;
   int slices_;
   const SelectScratch& scratch_;
-  std::int64_t first_candidate_;
+  std::int64_t first_slice_;
   std::int32_t* candidate_counts_;
 };
 
 __global__ __launch_bounds__(kThreads, 1) void select_clusters_kernel(SelectParams p,
-                                                                      SelectScratch scratch,
-                                                                      int max_blocks) {
-  Chooser(p, scratch, dynamic_shared<SelectShared>(), max_blocks).run();
+                                                                      SelectScratch scratch) {
+  Chooser(p, scratch, dynamic_shared<SelectShared>()).run();
 }
 
 /// One block of threads a list; a thread writes the rows of one cluster.
@@ -434,7 +432,7 @@ void select_clusters(const SelectParams& p, const SelectScratch& scratch, const 
           .block = {kThreads},
           .shared_bytes = shared_size<SelectShared>(),
           .stream = shape.stream},
-         p, scratch, shape.max_blocks);
+         p, scratch);
 }
 
 void expand_rows(const SelectParams& p, const PlanShape& shape) {

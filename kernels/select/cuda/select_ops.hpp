@@ -21,19 +21,43 @@ enum class IntegerMath : std::uint8_t {
 void score_clusters(const select::ScoreParams& params, const PlanShape& shape,
                     IntegerMath math = IntegerMath::kMma);
 
+/// The caller's queries [query rows, num_q_heads, head_dim] as scoring and attention read them.
+void load_query(const TensorView& query, float* to, void* stream);
+
 /// Clusters one block of threads looks at; longer rows are cut into slices.
 inline constexpr int kSliceClusters = 4096;
 
-/// Memory of one select_clusters() call, [num_rows, selection_heads, …].
+/// Memory of one select_clusters() call. Lists of a row have as many slices as the row's blocks need.
 struct SelectScratch {
-  std::uint32_t* keys;     ///< […, slices of shape.max_blocks, kSliceClusters]
-  std::int32_t* ids;       ///< as keys
-  std::int32_t* counts;    ///< […, slices]
-  std::uint32_t* arrived;  ///< [num_rows, selection_heads], 0 before and after
+  const std::int64_t* first_slice;  ///< [num_rows] slices of all lists of the rows before
+  std::uint32_t* keys;              ///< [row, selection_head, slice, kSliceClusters]
+  std::int32_t* ids;                ///< as keys
+  std::int32_t* counts;             ///< [row, selection_head, slice]
+  std::uint32_t* arrived;           ///< [num_rows, selection_heads], 0 before and after
 };
-constexpr int num_slices(int max_blocks) {
-  return (max_blocks * kBlockClusters + kSliceClusters - 1) / kSliceClusters;
+constexpr int num_slices(int blocks) {
+  return (blocks * kBlockClusters + kSliceClusters - 1) / kSliceClusters;
 }
+
+/// The choice of the caller, i32 [rows, selection_heads, any] each with any strides, into lists. A list
+/// ends where an id is not ascending or does not exist, a count is not in 1 .. the cluster's size, or the
+/// rows would be more than a list can hold.
+void adopt_lists(const select::SelectParams& params, const TensorView& cluster_ids,
+                 const TensorView& row_counts, const PlanShape& shape);
+
+/// Token positions of each list, as ClusterKVCache::token_ids() writes them.
+struct TokenIdParams {
+  const SequenceView* rows;
+  IndexStore index;  ///< not read with `all_rows`
+  const std::uint32_t* positions;
+  std::int64_t positions_stride;
+  SelectionLists lists;  ///< with their row_ids
+  int num_kv_heads;
+  bool all_rows;      ///< a dense layer
+  TensorView ids;     ///< i32 [rows, selection_heads, any]
+  TensorView counts;  ///< i32 [rows, selection_heads]
+};
+void write_token_ids(const TokenIdParams& params, const PlanShape& shape);
 
 /// Lists with their row ids, and totals. Same choice as the CPU's select_clusters() and the CPU's expand_rows().
 void select_clusters(const select::SelectParams& params, const SelectScratch& scratch,

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "simt/executor.hpp"
+#include "simt/streams.hpp"
 #include "simt/types.hpp"
 #include "simt/warp.hpp"
 
@@ -92,7 +93,10 @@ inline void mma_m16n8k32_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
 // ------------------------------------------------------------------------------------- launch
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
-  ::simt::run(config, [&] { kernel(static_cast<Params>(args)...); });
+  // By value, as a device gets them: the launch may run long after the call.
+  ::simt::enqueue(config.stream, [kernel, config, ... params = static_cast<Params>(args)] {
+    ::simt::run(config, [&] { kernel(params...); });
+  });
 }
 
 }  // namespace clusterkv::simt

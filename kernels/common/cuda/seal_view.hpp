@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the kernels of cluster/ and index/ are told of a segment, as views.hpp tells of a sequence.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/views.hpp"
+
+namespace clusterkv {
+
+/// A segment about to be clustered, the same for all layers and heads.
+struct SealView {
+  SegmentView segment;
+  const std::uint32_t* live_pages;
+  const std::uint32_t* row_pages;
+  const std::uint32_t* blocks;  ///< [segment.num_blocks]
+  std::int64_t first_live_row;  ///< of its first token
+  std::int64_t first_token;     ///< position in the sequence
+  std::int32_t num_clusters;    ///< before empty ones are dropped
+  std::uint32_t previous;       ///< record of the segment before; its own if there is none
+};
+
+}  // namespace clusterkv

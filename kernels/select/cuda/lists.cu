@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Selections across the API: queries in, the caller's own choice in, token positions out.
+//
+// Mapping: a block of threads a row and head, or a list.
+// Bound:   latency.
+#include <cstdint>
+
+#include "kernels/common/cuda/collectives.cuh"
+#include "kernels/common/cuda/device.cuh"
+#include "kernels/common/cuda/tensor_io.cuh"
+#include "kernels/select/cuda/select_ops.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+namespace {
+
+using select::SelectParams;
+
+constexpr int kThreads = 128;
+
+__global__ __launch_bounds__(kThreads) void load_query_kernel(TensorView query, float* to) {
+  const std::int64_t row = blockIdx.y;
+  const std::int64_t head = blockIdx.x;
+  const auto head_dim = static_cast<int>(query.shape[2]);
+  to += (row * query.shape[1] + head) * head_dim;
+  for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
+    to[d] =
+        load_element(query, row * query.stride[0] + head * query.stride[1] + d * query.stride[2]);
+  }
+}
+
+__device__ std::int32_t& element(const TensorView& t, std::int64_t row, std::int64_t head,
+                                 std::int64_t i) {
+  return static_cast<std::int32_t*>(
+      t.data)[row * t.stride[0] + head * t.stride[1] + i * t.stride[2]];
+}
+
+/// One list. Entries may be those of the plan's own lists: each is read by the thread that writes it, or
+/// before a barrier that the writes come after.
+__global__ __launch_bounds__(kThreads) void adopt_lists_kernel(SelectParams p, TensorView ids,
+                                                               TensorView counts) {
+  auto& storage = dynamic_shared<BlockScan<kThreads>::Storage>();
+  const int row = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x);
+  const SequenceView& view = p.rows[row];
+  const int kv_head = head / (p.lists.selection_heads / p.num_kv_heads);
+  const int capacity = p.lists.capacity;
+  const int entries = view.query_row < 0 ? 0 : static_cast<int>(ids.shape[2]);
+  int clusters = 0;
+  int rows = 0;
+  bool open = true;
+  for (int first = 0; first < entries && open; first += kThreads) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    const std::int32_t id = i < entries ? element(ids, row, head, i) : -1;
+    const std::int32_t before = i > 0 && i < entries ? element(ids, row, head, i - 1) : -1;
+    const std::int32_t count = i < entries ? element(counts, row, head, i) : 0;
+    const bool exists = id > before && id < view.num_blocks * kBlockClusters;
+    const bool fits = exists && count >= 1 && count <= p.index.cluster_size(view, kv_head, id);
+    int total = 0;
+    const int faults = BlockScan<kThreads>(storage).exclusive(fits ? 0 : 1, total);
+    const bool counted = fits && faults == 0;
+    const int rows_before =
+        rows + BlockScan<kThreads>(storage).exclusive(counted ? count : 0, total);
+    const bool taken = counted && i < capacity && rows_before + count <= capacity;
+    int taken_clusters = 0;
+    BlockScan<kThreads>(storage).exclusive(taken ? 1 : 0, taken_clusters);
+    int taken_rows = 0;
+    BlockScan<kThreads>(storage).exclusive(taken ? count : 0, taken_rows);
+    if (taken) {
+      p.lists.clusters_of(row, head)[i] = id;
+      p.lists.counts_of(row, head)[i] = count;
+    }
+    clusters += taken_clusters;
+    rows += taken_rows;
+    open = taken_clusters == kThreads;
+    __syncthreads();  // the next round's first thread reads what this one's last has beside it
+  }
+  for (int i = clusters + static_cast<int>(threadIdx.x); i < capacity; i += kThreads) {
+    p.lists.clusters_of(row, head)[i] = -1;
+    p.lists.counts_of(row, head)[i] = 0;
+  }
+  if (threadIdx.x != 0) return;
+  p.lists.num_clusters[p.lists.list(row, head)] = clusters;
+  p.lists.num_rows[p.lists.list(row, head)] = rows;
+}
+
+__global__ __launch_bounds__(kThreads) void write_token_ids_kernel(TokenIdParams p) {
+  const int row = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x);
+  const SequenceView& view = p.rows[row];
+  const int kv_head = head / (p.lists.selection_heads / p.num_kv_heads);
+  const std::int64_t middle =
+      p.all_rows ? view.num_stored : p.lists.num_rows[p.lists.list(row, head)];
+  const std::int64_t count = view.num_sinks + middle + view.num_pending;
+  const std::int64_t capacity = p.ids.shape[2];
+  for (std::int64_t i = threadIdx.x; i < capacity; i += kThreads) {
+    std::int64_t token = -1;
+    if (i < view.num_sinks) {
+      token = i;
+    } else if (i < view.num_sinks + middle) {
+      const std::int64_t at = i - view.num_sinks;
+      token = p.all_rows
+                  ? view.num_sinks + at
+                  : p.positions[kv_head * p.positions_stride + p.lists.rows_of(row, head)[at]];
+    } else if (i < count) {
+      token = view.num_stored + i - middle;
+    }
+    element(p.ids, row, head, i) = static_cast<std::int32_t>(token);
+  }
+  if (threadIdx.x != 0) return;
+  static_cast<std::int32_t*>(p.counts.data)[row * p.counts.stride[0] + head * p.counts.stride[1]] =
+      static_cast<std::int32_t>(count < capacity ? count : capacity);
+}
+
+LaunchConfig per_list(const SelectionLists& lists, const PlanShape& shape,
+                      std::size_t shared_bytes) {
+  return {
+      .grid = {static_cast<unsigned>(lists.selection_heads), static_cast<unsigned>(shape.num_rows)},
+      .block = {kThreads},
+      .shared_bytes = shared_bytes,
+      .stream = shape.stream};
+}
+
+}  // namespace
+
+void load_query(const TensorView& query, float* to, void* stream) {
+  if (query.shape[0] == 0) return;
+  launch(load_query_kernel,
+         {.grid = {static_cast<unsigned>(query.shape[1]), static_cast<unsigned>(query.shape[0])},
+          .block = {kThreads},
+          .shared_bytes = 0,
+          .stream = stream},
+         query, to);
+}
+
+void adopt_lists(const SelectParams& p, const TensorView& cluster_ids, const TensorView& row_counts,
+                 const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
+  launch(adopt_lists_kernel, per_list(p.lists, shape, shared_size<BlockScan<kThreads>::Storage>()),
+         p, cluster_ids, row_counts);
+}
+
+void write_token_ids(const TokenIdParams& p, const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
+  launch(write_token_ids_kernel, per_list(p.lists, shape, 0), p);
+}
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

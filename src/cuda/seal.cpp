@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/cuda/seal.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cluster/rules.hpp"
+#include "src/runtime/capacity.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+namespace {
+
+/// Jobs of one launch, at most, and how many whole segments their scratch has room for: a wave of
+/// blocks on a large device.
+constexpr int kMaxJobs = 4096;
+constexpr int kSegmentJobs = 128;
+
+/// Scratch of one job: bytes from its begin. Labels come first.
+struct Area {
+  std::size_t order, offset, used, variance, value_sum, centroids, bias, cursor;
+  std::size_t bytes;
+};
+
+bool is_large(const SealSize& size) {
+  return size.num_tokens > kMaxSegmentTokens || size.num_clusters > kMaxSegmentClusters;
+}
+
+Area area_of(const SealSize& size, int head_dim) {
+  Carver carver(nullptr);
+  const auto take = [&](Size count, std::size_t element) {
+    const std::size_t at = carver.used();
+    carver.take<std::byte>(count * element);
+    return at;
+  };
+  const Size clusters = size.num_clusters;
+  const Size means = clusters * head_dim;
+  Area area{};
+  take(size.num_tokens, sizeof(std::int32_t));
+  area.order = take(size.num_tokens, sizeof(std::int32_t));
+  area.offset = take(clusters + 1, sizeof(std::int32_t));
+  area.used = take(clusters, sizeof(std::int32_t));
+  area.variance = take(means, sizeof(float));
+  area.value_sum = take(means, sizeof(float));
+  if (is_large(size)) {
+    const Size padded = large_clusters(size.num_clusters);
+    area.centroids = take(padded * head_dim, sizeof(std::uint16_t));
+    area.bias = take(padded, sizeof(float));
+    area.cursor = take(clusters, sizeof(std::int32_t));
+  }
+  area.bytes = carver.used();
+  return area;
+}
+
+SealSize window_of(const ClusterConfig& c) {
+  return {c.window_tokens,
+          cluster::num_clusters(c.window_tokens, c.tokens_per_cluster, c.min_window_clusters)};
+}
+
+SealSize segment_of(const ClusterConfig& c) {
+  return {c.segment_tokens, cluster::num_clusters(c.segment_tokens, c.tokens_per_cluster, 1)};
+}
+
+int first_clustered(const CacheConfig& config) {
+  int layer = 0;
+  while (layer < config.model.num_layers && runtime::is_dense_layer(config, layer)) ++layer;
+  return layer;
+}
+
+}  // namespace
+
+std::size_t Sealer::initial_bytes(const CacheConfig& config) {
+  const int head_dim = config.model.head_dim;
+  const std::size_t window = area_of(window_of(config.cluster), head_dim).bytes;
+  const std::size_t segment = area_of(segment_of(config.cluster), head_dim).bytes;
+  return kSegmentJobs * std::max(window, segment);
+}
+
+Sealer::Sealer(const CacheConfig& config, MemoryResource& memory)
+    : model_(config.model),
+      config_(config.cluster),
+      memory_(&memory),
+      scratch_(memory, initial_bytes(config), "clustering scratch", {Device::kCuda}),
+      cluster_jobs_(memory, kMaxJobs * sizeof(LargeClusterJob), "clustering jobs", {Device::kCuda}),
+      index_jobs_(memory, kMaxJobs * sizeof(IndexJob), "index jobs", {Device::kCuda}),
+      previous_(memory, kMaxJobs * sizeof(std::uint32_t), "index jobs", {Device::kCuda}),
+      model_layers_(memory, model_.layers.size() * sizeof(int), "layer ids", {Device::kCuda}) {
+  const auto first = static_cast<std::size_t>(first_clustered(config));
+  if (first == model_.layers.size()) return;
+  const SideStream stream;
+  copy_async(model_layers_.data(), model_.layers.data() + first,
+             (model_.layers.size() - first) * sizeof(int), stream.get());
+  wait_for(stream.get());
+}
+
+bool Sealer::has_room(int num_tokens, int num_clusters) const {
+  return area_of({num_tokens, num_clusters}, model_.head_dim).bytes <= scratch_.bytes();
+}
+
+void Sealer::reserve(int num_tokens, int num_clusters) {
+  const std::size_t needed = area_of({num_tokens, num_clusters}, model_.head_dim).bytes;
+  scratch_ = runtime::Buffer(*memory_, needed, "clustering scratch", {Device::kCuda});
+}
+
+void Sealer::seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes,
+                  std::int64_t* clusters, void* stream) {
+  for (std::size_t first = 0; first < sizes.size();) {
+    SealSize most = sizes[first];
+    std::size_t last = first;
+    // As many as have room for all planes and are clustered by the same kernel.
+    for (; last < sizes.size() && is_large(sizes[last]) == is_large(most); ++last) {
+      const SealSize both{std::max(most.num_tokens, sizes[last].num_tokens),
+                          std::max(most.num_clusters, sizes[last].num_clusters)};
+      const std::size_t jobs = (last - first + 1) * static_cast<std::size_t>(target.num_planes);
+      const std::size_t area = area_of(both, model_.head_dim).bytes;
+      if (last > first && (jobs > kMaxJobs || jobs * area > scratch_.bytes())) break;
+      most = both;
+    }
+    seal_group(target, seals + first, static_cast<int>(last - first), most, clusters, stream);
+    first = last;
+  }
+}
+
+void Sealer::seal_group(const SealTarget& target, const SealView* seals, int num_seals,
+                        const SealSize& most, std::int64_t* clusters, void* stream) {
+  const Area area = area_of(most, model_.head_dim);
+  const auto room =
+      static_cast<int>(std::clamp<std::size_t>(scratch_.bytes() / area.bytes, 1, kMaxJobs));
+  const int step = num_seals > 1 ? target.num_planes : std::min(target.num_planes, room);
+  auto* jobs = reinterpret_cast<IndexJob*>(index_jobs_.data());
+  auto* previous = reinterpret_cast<std::uint32_t*>(previous_.data());
+  const cluster::SegmentParams like{.keys = {target.live, nullptr, 0, most.num_tokens, 0},
+                                    .num_clusters = most.num_clusters,
+                                    .metric = config_.metric,
+                                    .iterations = config_.kmeans_iterations,
+                                    .random_start = config_.seed != 0,
+                                    .start_seed = 0};
+  for (int done = 0; done < target.num_planes; done += step) {
+    const int planes = std::min(step, target.num_planes - done);
+    const int first_plane = target.first_plane + done;
+    const int num_jobs = num_seals * planes;
+    const IndexShape shape{num_jobs, most.num_tokens, most.num_clusters, stream};
+    fill_index_jobs({.seals = seals,
+                     .scratch = scratch_.data(),
+                     .area_bytes = area.bytes,
+                     .order = area.order,
+                     .offset = area.offset,
+                     .used = area.used,
+                     .variance = area.variance,
+                     .value_sum = area.value_sum,
+                     .first_plane = first_plane,
+                     .num_planes = planes,
+                     .in_token_order = target.dense},
+                    num_seals, jobs, previous, stream);
+    if (!target.dense) {
+      const ClusterJobs runs{.seals = seals,
+                             .live = target.live,
+                             .model_layers = reinterpret_cast<const int*>(model_layers_.data()),
+                             .like = like,
+                             .seed = config_.seed,
+                             .scratch = scratch_.data(),
+                             .area_bytes = area.bytes,
+                             .order = area.order,
+                             .offset = area.offset,
+                             .centroids = area.centroids,
+                             .bias = area.bias,
+                             .cursor = area.cursor,
+                             .num_kv_heads = model_.num_kv_heads,
+                             .first_plane = first_plane,
+                             .num_planes = planes};
+      if (is_large(most)) {
+        auto* large = reinterpret_cast<LargeClusterJob*>(cluster_jobs_.data());
+        fill_cluster_jobs(runs, num_seals, large, stream);
+        cluster_large_segments(large, num_jobs, like, stream);
+      } else {
+        auto* small = reinterpret_cast<ClusterJob*>(cluster_jobs_.data());
+        fill_cluster_jobs(runs, num_seals, small, stream);
+        cluster_segments(small, num_jobs, like, stream);
+      }
+      build_index(target.live, target.index, jobs, shape);
+      add_value_sums(target.index, jobs, previous, planes, shape);
+      count_clusters(target.index, jobs, num_jobs, clusters, stream);
+    }
+    store_segments({target.live, target.stored, target.positions, target.positions_stride, nullptr},
+                   jobs, shape);
+  }
+}
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

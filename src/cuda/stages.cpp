@@ -1,0 +1,631 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "src/cuda/stages.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/attend/cuda/attend_ops.hpp"
+#include "src/runtime/capacity.hpp"
+#include "src/runtime/check.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+using runtime::fail;
+
+namespace {
+
+namespace ops = clusterkv::CLUSTERKV_DEVICE;
+
+MemoryResource& memory_or_default(const Resources& resources) {
+  return resources.memory == nullptr ? device_memory() : *resources.memory;
+}
+
+Device place_of(const CacheConfig& config) {
+  return {config.store.residency == Residency::kHost ? Device::kPinned : Device::kCuda};
+}
+
+int count_dense(const CacheConfig& config) {
+  int count = 0;
+  while (count < config.model.num_layers && runtime::is_dense_layer(config, count)) ++count;
+  return count;
+}
+
+const char* find_fault(const CacheConfig& config, Rows rows) {
+  if (rows == Rows::kElsewhere) return "backend: ClusterSelector is not on CUDA yet, expected kCpu";
+  if (config.model.kv_dtype == DType::kF32) {
+    return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
+  }
+  if (config.check_finite) return "check_finite: expected false with CUDA";
+  if (config.model.num_layers * config.model.num_kv_heads > 65535) {
+    return "model.num_layers: expected at most 65535 layers by KV heads with CUDA";
+  }
+  return nullptr;
+}
+
+std::unique_ptr<Stages> make(const CacheConfig& config, const Resources& resources, Rows rows) {
+  return std::make_unique<CudaStages>(config, resources, rows);
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------- slots
+
+namespace {
+
+SlotPools carve_slots(Carver& carver, const CacheConfig& config) {
+  const ModelShape& m = config.model;
+  const runtime::Capacity capacity = runtime::capacity_of(config);
+  const Size planes = Size(m.num_layers) * m.num_kv_heads;
+  const Size slots = planes * capacity.slots;
+  const Size plane_bytes = Size(capacity.slots) * kQuadRows * recall::row_bytes(m);
+  SlotPools pools{};
+  if (capacity.slots == 0) return pools;
+  pools.num_quads = capacity.row_pages * kPageRows / kQuadRows;
+  pools.num_slots = static_cast<int>(capacity.slots);
+  pools.directory = carver.take<std::uint32_t>(planes * pools.num_quads);
+  pools.owner = carver.take<std::uint32_t>(slots);
+  pools.stamp = carver.take<std::uint32_t>(slots);
+  pools.referenced = carver.take<std::uint32_t>(slots);
+  pools.hand = carver.take<std::int32_t>(planes);
+  pools.full_in = carver.take<std::uint32_t>(planes);
+  pools.slots = carver.take<std::byte>(planes * plane_bytes);
+  pools.head_stride = plane_bytes.get();
+  return pools;
+}
+
+}  // namespace
+
+Size SlotMemory::bytes(const CacheConfig& config) {
+  Carver carver(nullptr);
+  carve_slots(carver, config);
+  return carver.used();
+}
+
+SlotMemory::SlotMemory(const CacheConfig& config, MemoryResource& memory)
+    : num_kv_heads_(config.model.num_kv_heads),
+      memory_(memory, bytes(config).get(), "slot pool", {Device::kCuda}) {
+  Carver carver(memory_.data());
+  pools_ = carve_slots(carver, config);
+}
+
+SlotPools SlotMemory::layer(int layer) const {
+  const std::int64_t planes = std::int64_t{layer} * num_kv_heads_;
+  const std::int64_t slots = planes * pools_.num_slots;
+  SlotPools pools = pools_;
+  if (!exist()) return pools;
+  pools.directory += planes * pools.num_quads;
+  pools.owner += slots;
+  pools.stamp += slots;
+  pools.referenced += slots;
+  pools.hand += planes;
+  pools.full_in += planes;
+  pools.slots += static_cast<std::size_t>(planes) * pools.head_stride;
+  return pools;
+}
+
+SlotView SlotMemory::view(int layer) const {
+  if (!exist()) return {};
+  const SlotPools pools = SlotMemory::layer(layer);
+  return {pools.directory, pools.num_quads, pools.slots, pools.head_stride};
+}
+
+void SlotMemory::clear(void* stream) {
+  if (!exist()) return;
+  // Up to the slots themselves all is numbers: all ones are no slot and no quad.
+  const auto bytes = static_cast<std::size_t>(pools_.slots - memory_.data());
+  fill_async(memory_.data(), 0, bytes, stream);
+  fill_async(pools_.directory, 0xff,
+             static_cast<std::size_t>(reinterpret_cast<std::byte*>(pools_.stamp) -
+                                      reinterpret_cast<std::byte*>(pools_.directory)),
+             stream);
+}
+
+// ------------------------------------------------------------------------------ construction
+
+CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Rows rows)
+    : config_(config),
+      model_(config_.model),
+      capacity_(runtime::capacity_of(config_)),
+      num_dense_(count_dense(config_)),
+      index_(config_, capacity_, memory_or_default(resources), {Device::kCuda}),
+      live_(model_, capacity_.live_pages, memory_or_default(resources), "live rows",
+            {Device::kCuda}),
+      stored_(model_, stored_pages(capacity_, rows), memory_or_default(resources), "row store",
+              place_of(config_)),
+      slots_(config_, memory_or_default(resources)),
+      sealer_(config_, memory_or_default(resources)),
+      counts_(memory_or_default(resources), sizeof(Counts), "counters", {Device::kCuda}) {
+  fill_async(counts_.data(), 0, counts_.bytes(), side_.get());
+  slots_.clear(side_.get());
+  wait_for(side_.get());
+}
+
+CudaStages::~CudaStages() {
+  // Memory goes back to its resource only when nothing reads it any more.
+  try {
+    if (used_) wait_for(last_);
+    wait_for(side_.get());
+  } catch (const Error&) {
+    // The device is lost: there is nothing to wait for.
+  }
+}
+
+MemoryNeeds CudaStages::needs(const CacheConfig& config, const PlanLimits& limits, Rows rows) {
+  const runtime::Capacity capacity = runtime::capacity_of(config);
+  const Size stored = recall::RowArena::bytes(config.model, stored_pages(capacity, rows));
+  const bool on_host = config.store.residency == Residency::kHost;
+  Carver scratch(nullptr);
+  carve_scratch(scratch, config, limits);
+  MemoryNeeds needs;
+  needs.device_bytes =
+      (Size(index::ClusterIndex::bytes(config, capacity)) +
+       recall::RowArena::bytes(config.model, capacity.live_pages) + SlotMemory::bytes(config) +
+       Sealer::initial_bytes(config) + (on_host ? Size(0) : stored))
+          .get();
+  needs.pinned_bytes = on_host ? stored.get() : 0;
+  needs.workspace_bytes = scratch.used();
+  needs.workspace_pinned_bytes = (tables_bytes(config, limits) * 2 + 2 * 64).get();
+  return needs;
+}
+
+void CudaStages::check_stream(const Stream& stream) const {
+  if (stream.backend != Backend::kCuda) {
+    fail<BackendUnavailable>("stream.backend: kCpu, expected kCuda as the cache's");
+  }
+  last_ = stream.handle;
+  used_ = true;
+}
+
+// -------------------------------------------------------------------------------------- step
+
+void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
+                           const Stream& stream) {
+  if (plan.limits.max_rows > 65535) {
+    fail<ShapeError>("limits.max_rows: {}, expected at most 65535 with CUDA", plan.limits.max_rows);
+  }
+  auto memory = std::make_unique<CudaPlan>();
+  Carver carver(static_cast<std::byte*>(workspace.data));
+  memory->scratch = carve_scratch(carver, config_, plan.limits);
+  Carver tables(memory->scratch.tables);
+  memory->tables = carve_tables(tables, plan.limits);
+  Carver staging(static_cast<std::byte*>(workspace.pinned));
+  for (std::byte*& part : memory->staging) {
+    part = staging.take<std::byte>(tables_bytes(config_, plan.limits));
+  }
+  memory->sequence_tables.reserve(static_cast<std::size_t>(plan.limits.max_rows));
+  memory->host_seals.reserve(static_cast<std::size_t>(capacity_.records));
+  memory->seal_sizes.reserve(static_cast<std::size_t>(capacity_.records));
+  const std::size_t lists = static_cast<std::size_t>(plan.limits.max_rows) *
+                            static_cast<std::size_t>(capacity_.selection_heads) *
+                            sizeof(std::uint32_t);
+  fill_async(memory->scratch.select.arrived, 0, lists, stream.handle);
+  fill_async(memory->scratch.attend_arrived, 0, lists, stream.handle);
+  plan.memory = std::move(memory);
+}
+
+void CudaStages::reserve_seal(int num_tokens, int num_clusters) {
+  if (sealer_.has_room(num_tokens, num_clusters)) return;
+  wait_for(side_.get());
+  sealer_.reserve(num_tokens, num_clusters);
+}
+
+void CudaStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
+                            const Stream& stream) {
+  if (is_capturing(stream.handle)) {
+    fail<StepError>("stream: records a graph, expected plan() and update() outside of it");
+  }
+  sealed_.hold(stream.handle);  // this step reads what the last one sealed
+  write_tables(plan, stale, stream.handle);
+  fill_async(&counts()->step, 0, sizeof(StepStats), stream.handle);
+  CudaPlan& memory = memory_of(plan);
+  if (memory.num_decode_seals == 0) return;
+  // Windows hold tokens of earlier steps only, so they are clustered beside this step's layers.
+  const std::span<const SealSize> sizes(memory.seal_sizes.data(),
+                                        static_cast<std::size_t>(memory.num_decode_seals));
+  appended_.record(stream.handle);
+  appended_.hold(side_.get());
+  seal(seal_target(true, 0, num_dense_), memory.seals, sizes);
+  seal(seal_target(false, num_dense_, model_.num_layers - num_dense_), memory.seals, sizes);
+  sealed_.record(side_.get());
+}
+
+void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
+                              void* stream) {
+  CudaPlan& memory = memory_of(plan);
+  const int turn = memory.turn;
+  memory.turn = 1 - turn;
+  memory.copied[turn].wait();
+  std::byte* host = memory.staging[turn];
+  std::byte* device = memory.scratch.tables;
+  Carver carver(host);
+  const FixedTables fixed = carve_tables(carver, plan.limits);
+  TableWriter writer(host, device, carver.used());
+  std::vector<SequenceTables>& tables = memory.sequence_tables;
+  tables.clear();
+  std::int64_t blocks = 0;
+  std::int64_t slices = 0;
+  *fixed.plan_number = plan.number;
+  for (int i = 0; i < plan.limits.max_rows; ++i) {
+    SequenceView view{};
+    view.query_row = -1;
+    view.everything = true;
+    SequenceTables own{};
+    const bool given = i < static_cast<int>(plan.rows.size());
+    if (given) {
+      const PlanRow& row = plan.rows[static_cast<std::size_t>(i)];
+      view = plan.views[static_cast<std::size_t>(i)];
+      if (row.sequence != nullptr) {
+        const SequenceTables from = row.sequence->tables();
+        view.row_pages = writer.put(from.row_pages);
+        view.live_pages = writer.put(from.live_pages);
+        view.blocks = writer.put(from.blocks);
+        view.segments = writer.put(from.segments);
+        own = {{view.row_pages, from.row_pages.size()},
+               {view.live_pages, from.live_pages.size()},
+               {view.blocks, from.blocks.size()},
+               {view.segments, from.segments.size()}};
+      } else {
+        view.query_row = row.query_row;  // padding attends to nothing
+        view.everything = true;
+      }
+      fixed.retain_from[i] = retain_from(config_.store, row);
+    } else {
+      fixed.retain_from[i] = 0;
+    }
+    tables.push_back(own);
+    fixed.views[i] = view;
+    fixed.adopted_views[i] = view;
+    fixed.adopted_views[i].everything = view.num_stored == 0;
+    const std::int64_t at = blocks * model_.num_q_heads;
+    const Scratch& scratch = memory.scratch;
+    fixed.scores[i] = {scratch.e + at * kBlockClusters,
+                       scratch.z == nullptr ? nullptr : scratch.z + at * kBlockClusters,
+                       scratch.block_sums + at};
+    fixed.first_slice[i] = slices;
+    blocks += view.num_blocks;
+    slices += std::int64_t{num_slices(view.num_blocks)} * capacity_.selection_heads;
+    AppendJob* jobs = fixed.append_jobs + std::ptrdiff_t{2} * i;
+    jobs[0] = jobs[1] = {};
+    if (!given || plan.rows[static_cast<std::size_t>(i)].sequence == nullptr) continue;
+    for_each_run(plan.rows[static_cast<std::size_t>(i)],
+                 [&](std::int64_t first_token, std::int64_t first_row, int num_tokens) {
+                   *jobs++ = {first_token, first_row, view.live_pages, num_tokens};
+                 });
+  }
+  write_seals(plan, memory, writer, tables);
+  static_assert(sizeof(QuadRange) == sizeof(StaleQuads));
+  const auto* ranges = reinterpret_cast<const QuadRange*>(writer.put(stale));
+  copy_async(device, host, writer.used(), stream);
+  memory.copied[turn].record(stream);
+  if (slots_.exist()) {
+    drop_quads(slots_.layer(0), model_.num_layers * model_.num_kv_heads, ranges,
+               static_cast<int>(stale.size()), stream);
+  }
+}
+
+void CudaStages::write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer,
+                             std::span<const SequenceTables> tables) const {
+  std::vector<SealView>& seals = memory.host_seals;
+  seals.clear();
+  memory.seal_sizes.clear();
+  for (const bool decode : {true, false}) {
+    for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+      const PlanRow& row = plan.rows[i];
+      if (row.sequence == nullptr || (row.phase == Phase::kDecode) != decode) continue;
+      for (const Sequence::Sealing& sealing : row.sequence->sealing()) {
+        const SegmentView& segment = row.sequence->segment(sealing.segment);
+        const int before = std::max(0, sealing.segment - 1);
+        seals.push_back({.segment = segment,
+                         .live_pages = tables[i].live_pages.data(),
+                         .row_pages = tables[i].row_pages.data(),
+                         .blocks = tables[i].blocks.data() + segment.first_block,
+                         .first_live_row = sealing.first_live_row,
+                         .first_token = sealing.first_token,
+                         .num_clusters = sealing.num_clusters,
+                         .previous = row.sequence->segment(before).record});
+        memory.seal_sizes.push_back({segment.num_rows, sealing.num_clusters});
+      }
+    }
+    if (decode) memory.num_decode_seals = static_cast<int>(seals.size());
+  }
+  memory.seals = writer.put(std::span<const SealView>(seals));
+}
+
+// ------------------------------------------------------------------------------------ append
+
+bool CudaStages::all_finite(const TensorView&, std::int64_t, std::int64_t) {
+  return true;  // find_fault() refuses check_finite
+}
+
+void CudaStages::append(const LayerCall& call, const TensorView& key, const TensorView& value) {
+  CudaPlan& memory = memory_of(call.plan);
+  void* stream = call.stream.handle;
+  append_rows({.key = key,
+               .value = value,
+               .first_token = 0,
+               .num_tokens = 0,
+               .pages = nullptr,
+               .first_row = 0,
+               .live = live_.layer(call.layer)},
+              memory.tables.append_jobs, 2 * call.plan.limits.max_rows,
+              call.plan.limits.max_new_tokens, stream);
+  const std::span<const SealSize> sizes =
+      std::span<const SealSize>(memory.seal_sizes)
+          .subspan(static_cast<std::size_t>(memory.num_decode_seals));
+  if (sizes.empty()) return;
+  if (is_capturing(stream)) {
+    fail<StepError>("plan: a prompt fills a segment, expected no stream that records a graph");
+  }
+  appended_.record(stream);
+  appended_.hold(side_.get());
+  seal(seal_target(call.dense, call.layer, 1), memory.seals + memory.num_decode_seals, sizes);
+  sealed_.record(side_.get());
+}
+
+SealTarget CudaStages::seal_target(bool dense, int first_layer, int num_layers) const {
+  const int base = dense ? 0 : num_dense_;
+  if (num_layers == 0) return {};
+  return {.live = live_.layer(base),
+          .stored = stored_.layer(base),
+          .index = dense ? IndexStore{} : index_.layer(base),
+          .positions = index_.positions(base),
+          .positions_stride = index_.positions_stride(),
+          .dense = dense,
+          .first_plane = (first_layer - base) * model_.num_kv_heads,
+          .num_planes = num_layers * model_.num_kv_heads};
+}
+
+void CudaStages::seal(const SealTarget& target, const SealView* seals,
+                      std::span<const SealSize> sizes) {
+  if (target.num_planes == 0) return;
+  sealer_.seal(target, seals, sizes, &counts()->clusters, side_.get());
+}
+
+// ------------------------------------------------------------------------------------ select
+
+const SequenceView* CudaStages::views(const LayerCall& call) {
+  const FixedTables& tables = memory_of(call.plan).tables;
+  return call.adopted ? tables.adopted_views : tables.views;
+}
+
+PlanShape CudaStages::shape_of(const LayerCall& call) const {
+  // A captured launch serves later steps too, whose sequences are longer.
+  int most = static_cast<int>(capacity_.blocks);
+  if (!is_capturing(call.stream.handle)) {
+    most = 0;
+    for (const SequenceView& view : call.plan.views) most = std::max(most, view.num_blocks);
+  }
+  return {call.plan.limits.max_rows, most, call.stream.handle};
+}
+
+void CudaStages::take_query(const LayerCall& call, const TensorView& query) {
+  load_query(query, memory_of(call.plan).scratch.query, call.stream.handle);
+}
+
+select::SelectParams CudaStages::select_params(const LayerCall& call,
+                                               const SelectionLists& lists) const {
+  const CudaPlan& memory = memory_of(call.plan);
+  return {.rows = views(call),
+          .index = index_.layer(call.layer),
+          .scores = memory.tables.scores,
+          .lists = lists,
+          .totals = memory.scratch.totals,
+          .num_q_heads = model_.num_q_heads,
+          .num_kv_heads = model_.num_kv_heads,
+          .grouping = config_.select.grouping};
+}
+
+void CudaStages::score(const LayerCall& call) {
+  if (call.dense) return;
+  CudaPlan& memory = memory_of(call.plan);
+  score_clusters({.rows = views(call),
+                  .index = index_.layer(call.layer),
+                  .query = memory.scratch.query,
+                  .scores = memory.tables.scores,
+                  .num_q_heads = model_.num_q_heads,
+                  .num_kv_heads = model_.num_kv_heads,
+                  .softmax_scale = model_.softmax_scale,
+                  .use_spread = config_.select.tail == Tail::kSecondMoment},
+                 shape_of(call));
+  // Totals come with a choice.
+  if (call.adopted) {
+    memory.scratch.select.first_slice = memory.tables.first_slice;
+    select_clusters(select_params(call, memory.scratch.unwanted), memory.scratch.select,
+                    shape_of(call));
+  }
+}
+
+void CudaStages::choose(const LayerCall& call) {
+  CudaPlan& memory = memory_of(call.plan);
+  if (!call.dense) {
+    memory.scratch.select.first_slice = memory.tables.first_slice;
+    select_clusters(select_params(call, memory.scratch.lists), memory.scratch.select,
+                    shape_of(call));
+    return;
+  }
+  const SelectionLists& lists = memory.scratch.lists;
+  const auto num_lists = static_cast<std::size_t>(lists.list(call.plan.limits.max_rows, 0));
+  const std::size_t entries = num_lists * static_cast<std::size_t>(lists.capacity);
+  void* stream = call.stream.handle;
+  fill_async(lists.cluster_ids, 0xff, entries * sizeof(std::int32_t), stream);
+  fill_async(lists.row_counts, 0, entries * sizeof(std::int32_t), stream);
+  fill_async(lists.num_clusters, 0, num_lists * sizeof(std::int32_t), stream);
+  fill_async(lists.num_rows, 0, num_lists * sizeof(std::int32_t), stream);
+}
+
+void CudaStages::adopt(const LayerCall& call, const Selection& selection) {
+  const SelectionLists& lists = memory_of(call.plan).scratch.lists;
+  const auto rows = static_cast<std::int64_t>(call.plan.rows.size());
+  runtime::check_tensor(selection.cluster_ids,
+                        {"selection.cluster_ids", {rows, lists.selection_heads, -1}, {DType::kI32}},
+                        Backend::kCuda);
+  runtime::check_tensor(selection.row_counts,
+                        {"selection.row_counts",
+                         {rows, lists.selection_heads, selection.cluster_ids.shape[2]},
+                         {DType::kI32}},
+                        Backend::kCuda);
+  if (call.dense) return choose(call);
+  const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
+  adopt_lists(select_params(call, lists), selection.cluster_ids, selection.row_counts, shape);
+  expand_rows(select_params(call, lists), shape);
+}
+
+Selection CudaStages::selection(const LayerCall& call) const {
+  const SelectionLists& lists = memory_of(call.plan).scratch.lists;
+  const std::initializer_list<std::int64_t> shape = {
+      static_cast<std::int64_t>(call.plan.rows.size()), lists.selection_heads, lists.capacity};
+  Selection result{contiguous_view(lists.cluster_ids, DType::kI32, shape),
+                   contiguous_view(lists.row_counts, DType::kI32, shape)};
+  result.cluster_ids.device = result.row_counts.device = {Device::kCuda};
+  return result;
+}
+
+// ------------------------------------------------------------------------------------ recall
+
+void CudaStages::recall(const LayerCall& call) {
+  if (!slots_.exist() || call.dense) return;
+  const CudaPlan& memory = memory_of(call.plan);
+  recall_quads({.pools = slots_.layer(call.layer),
+                .stored = stored_.layer(call.layer),
+                .lists = memory.scratch.lists,
+                .retain_from = memory.tables.retain_from,
+                .copies = memory.scratch.copies,
+                .counts = memory.scratch.recall_counts,
+                .num_rows = call.plan.limits.max_rows,
+                .num_kv_heads = model_.num_kv_heads,
+                .plan_number = memory.tables.plan_number,
+                .stats = &counts()->step},
+               call.stream.handle);
+}
+
+// ------------------------------------------------------------------------------------ attend
+
+attend::AttendParams CudaStages::attend_params(const LayerCall& call) const {
+  const CudaPlan& memory = memory_of(call.plan);
+  return {.rows = views(call),
+          .query = memory.scratch.query,
+          .stored = stored_.layer(call.layer),
+          .live = live_.layer(call.layer),
+          .slots = call.dense ? SlotView{} : slots_.view(call.layer),
+          .lists = memory.scratch.lists,
+          .all_rows = call.dense,
+          .partials = memory.scratch.partials,
+          .num_q_heads = model_.num_q_heads,
+          .num_kv_heads = model_.num_kv_heads,
+          .softmax_scale = model_.softmax_scale,
+          .tail = config_.select.tail,
+          .tail_share = config_.select.tail_share,
+          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+          .scores = memory.tables.scores,
+          .totals = memory.scratch.totals};
+}
+
+void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
+  const CudaPlan& memory = memory_of(call.plan);
+  const attend::MergeParams params{.attend = attend_params(call),
+                                   .rows_part = part == Part::kRowsAndTail,
+                                   .tail_part = true,
+                                   .out = out.out,
+                                   .lse = out.lse,
+                                   .tail_mass = memory.scratch.tail_mass,
+                                   .kept = memory.scratch.kept};
+  ops::attend(params, memory.scratch.attend_arrived, shape_of(call));
+  count_step(params, &counts()->step, shape_of(call));
+}
+
+// -------------------------------------------------------------------------------------- read
+
+void CudaStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
+                           const TensorView& counts) const {
+  const CudaPlan& memory = memory_of(call.plan);
+  const SelectionLists& lists = memory.scratch.unwanted;
+  const auto rows = static_cast<std::int64_t>(call.plan.rows.size());
+  runtime::check_tensor(ids, {"ids", {rows, lists.selection_heads, -1}, {DType::kI32}},
+                        Backend::kCuda);
+  runtime::check_tensor(counts, {"counts", {rows, lists.selection_heads}, {DType::kI32}},
+                        Backend::kCuda);
+  const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
+  if (!call.dense) {
+    const select::SelectParams params = select_params(call, lists);
+    adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
+    expand_rows(params, shape);
+  }
+  write_token_ids({.rows = memory.tables.views,
+                   .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+                   .positions = index_.positions(call.layer),
+                   .positions_stride = index_.positions_stride(),
+                   .lists = lists,
+                   .num_kv_heads = model_.num_kv_heads,
+                   .all_rows = call.dense,
+                   .ids = ids,
+                   .counts = counts},
+                  shape);
+}
+
+void CudaStages::to_paged(const LayerCall&, const Selection&, const PagedTarget&) const {
+  fail<BackendUnavailable>("to_paged: not on CUDA yet, expected a selector on kCpu");
+}
+
+void CudaStages::read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
+                           const TensorView& value, const Stream& stream) const {
+  const SequenceTables tables = sequence.tables();
+  const SequenceView view = sequence.view();
+  // Logical rows [first, last) of a page table, a page at a time.
+  const auto read = [&](const RowStore& store, std::span<const std::uint32_t> pages,
+                        std::int64_t first, std::int64_t last, RowRun run) {
+    for (std::int64_t row = first; row < last;) {
+      const std::int64_t end = std::min(last, (row / kPageRows + 1) * kPageRows);
+      run.first_row = paged_row(pages.data(), row);
+      run.num_rows = static_cast<int>(end - row);
+      ops::read_rows({store, key, value}, run, model_.num_kv_heads, stream.handle);
+      run.first_token += end - row;
+      row = end;
+    }
+  };
+  RowRun run{.begin = range.first, .end = range.last};
+  const RowStore live = live_.layer(range.layer);
+  const std::int64_t sinks = std::min<std::int64_t>(view.num_sinks, range.last);
+  if (range.first < sinks) read(live, tables.live_pages, 0, view.num_sinks, run);
+  const std::int64_t pending = sequence.first_pending_token();
+  if (range.last > pending) {
+    run.first_token = pending;
+    read(live, tables.live_pages, view.first_pending, view.first_pending + view.num_pending, run);
+  }
+  run.positions = index_.positions(range.layer);
+  run.positions_stride = index_.positions_stride();
+  for (int i = 0; i < view.num_segments; ++i) {
+    const SegmentView& segment = view.segments[i];
+    const std::int64_t first = view.num_sinks + segment.first_row;
+    if (first >= range.last || first + segment.num_rows <= range.first) continue;
+    read(stored_.layer(range.layer), tables.row_pages, segment.first_row,
+         segment.first_row + segment.num_rows, run);
+  }
+}
+
+void CudaStages::add_counts(CacheStats& stats) const {
+  if (!used_) return;
+  wait_for(side_.get());
+  wait_for(last_);
+  Counts counts{};
+  copy_async(&counts, counts_.data(), sizeof counts, side_.get());
+  wait_for(side_.get());
+  stats.step = counts.step;
+  stats.total = counts.total;
+  stats.clusters = counts.clusters;
+}
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE
+
+namespace clusterkv {
+
+const BackendInfo& cuda_backend() {
+  namespace ops = CLUSTERKV_DEVICE;
+  static const BackendInfo kInfo{.missing = ops::find_device_fault(),
+                                 .residency = Residency::kHost,
+                                 .find_fault = ops::find_fault,
+                                 .find_needs = ops::CudaStages::needs,
+                                 .make = ops::make};
+  return kInfo;
+}
+
+}  // namespace clusterkv

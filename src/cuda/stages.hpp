@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA backend. Calls enqueue on the caller's stream and return. Segments are clustered on a stream
+// of our own beside it; the step that first reads them waits for that.
+#pragma once
+
+#include "kernels/common/cuda/runtime.hpp"
+#include "src/cuda/plan_memory.hpp"
+#include "src/cuda/seal.hpp"
+#include "src/index/cluster_index.hpp"
+#include "src/recall/row_stores.hpp"
+#include "src/stages.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+/// The slot pools of all layers: planes are layers by KV heads. Null arrays without slots.
+class SlotMemory {
+ public:
+  SlotMemory(const CacheConfig& config, MemoryResource& memory);
+  static Size bytes(const CacheConfig& config);
+  [[nodiscard]] bool exist() const { return pools_.num_slots > 0; }
+  [[nodiscard]] SlotPools layer(int layer) const;  ///< planes of one layer
+  [[nodiscard]] SlotView view(int layer) const;    ///< what attention reads
+  void clear(void* stream);                        ///< all slots are empty
+
+ private:
+  SlotPools pools_{};
+  int num_kv_heads_;
+  runtime::Buffer memory_;
+};
+
+class CudaStages final : public Stages {
+ public:
+  CudaStages(const CacheConfig& config, const Resources& resources, Rows rows);
+  ~CudaStages() override;
+  static MemoryNeeds needs(const CacheConfig& config, const PlanLimits& limits, Rows rows);
+
+  void check_stream(const Stream& stream) const override;
+  void open_plan(DecodePlan::Impl& plan, const Workspace& workspace, const Stream& stream) override;
+  void reserve_seal(int num_tokens, int num_clusters) override;
+  void begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
+                  const Stream& stream) override;
+  bool all_finite(const TensorView& tensor, std::int64_t first, std::int64_t count) override;
+  void append(const LayerCall& call, const TensorView& key, const TensorView& value) override;
+
+  void take_query(const LayerCall& call, const TensorView& query) override;
+  void score(const LayerCall& call) override;
+  void choose(const LayerCall& call) override;
+  void adopt(const LayerCall& call, const Selection& selection) override;
+  void recall(const LayerCall& call) override;
+  void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
+  [[nodiscard]] Selection selection(const LayerCall& call) const override;
+
+  void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
+                 const TensorView& counts) const override;
+  void to_paged(const LayerCall& call, const Selection& selection,
+                const PagedTarget& target) const override;
+  void read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
+                 const TensorView& value, const Stream& stream) const override;
+  void add_counts(CacheStats& stats) const override;
+
+ private:
+  /// Counters in device memory.
+  struct Counts {
+    StepStats step;
+    StepStats total;
+    std::int64_t clusters;
+  };
+
+  void write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads> stale, void* stream);
+  void write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer,
+                   std::span<const SequenceTables> tables) const;
+  void seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes);
+  [[nodiscard]] SealTarget seal_target(bool dense, int first_layer, int num_layers) const;
+  [[nodiscard]] PlanShape shape_of(const LayerCall& call) const;
+  static const SequenceView* views(const LayerCall& call);
+  [[nodiscard]] select::SelectParams select_params(const LayerCall& call,
+                                                   const SelectionLists& lists) const;
+  [[nodiscard]] attend::AttendParams attend_params(const LayerCall& call) const;
+  [[nodiscard]] Counts* counts() const { return reinterpret_cast<Counts*>(counts_.data()); }
+
+  CacheConfig config_;
+  const ModelShape& model_;
+  runtime::Capacity capacity_;
+  int num_dense_;  ///< dense layers come first
+  index::ClusterIndex index_;
+  recall::RowArena live_;    ///< sinks and pending tokens
+  recall::RowArena stored_;  ///< clustered tokens, in device or pinned memory
+  SlotMemory slots_;
+  Sealer sealer_;
+  runtime::Buffer counts_;
+  SideStream side_;
+  Event appended_;                ///< rows of a prompt, before they are clustered
+  Event sealed_;                  ///< the last segment enqueued on `side_`
+  mutable void* last_ = nullptr;  ///< stream of the last call, if there was one
+  mutable bool used_ = false;
+};
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE

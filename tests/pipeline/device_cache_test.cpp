@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ClusterKVCache on the CUDA backend: on a device, or on the stand-in for its runtime and the executor.
+// Work is under way while the host goes on, so whatever is read or overwritten too early shows.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <memory>
+#include <set>
+
+#include "kernels/common/cuda/runtime.hpp"
+#include "kernels/common/numeric.hpp"
+#include "tests/support/cache_fixture.hpp"
+#include "tests/support/device.hpp"
+#include "tests/support/errors.hpp"
+
+namespace clusterkv::testing {
+namespace {
+
+CacheConfig device_config(Residency residency = Residency::kHost) {
+  CacheConfig config = small_config(small_model(2, 4, 2, 64));
+  config.model.kv_dtype = DType::kF16;
+  config.store.residency = residency;
+  config.select.dense_layers = 1;
+  return config;
+}
+
+/// A cache on the device with a stream of its own.
+struct DeviceCache {
+  explicit DeviceCache(const CacheConfig& config, const PlanLimits& limits = {4, 1024, 0})
+      : driver(config, limits, {.backend = Backend::kCuda, .memory = &on_device::device_memory()},
+               {{Backend::kCuda, stream.get(), nullptr}, on_device::wait_for}) {}
+
+  on_device::SideStream stream;
+  Driver<ClusterKVCache> driver;
+};
+
+Driver<ClusterKVCache> host_cache(const CacheConfig& config) {
+  return Driver<ClusterKVCache>(config);
+}
+
+class DeviceCacheTest : public DeviceTest {};
+
+using Outputs = std::vector<std::vector<Output>>;
+
+/// A prompt, and steps until a window was clustered and read.
+Outputs live(Driver<ClusterKVCache>& driver) {
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 250, 120);
+  Outputs outputs;
+  for (int i = 0; i < 30; ++i) outputs.push_back(driver.decode(id));
+  return outputs;
+}
+
+double mean_difference(const Outputs& a, const Outputs& b) {
+  double sum = 0;
+  std::size_t count = 0;
+  for (std::size_t step = 0; step < a.size(); ++step) {
+    for (std::size_t layer = 0; layer < a[step].size(); ++layer, ++count) {
+      sum += relative_difference(a[step][layer].out, b[step][layer].out);
+    }
+  }
+  return sum / static_cast<double>(count);
+}
+
+bool all_same_bits(const Outputs& a, const Outputs& b) {
+  for (std::size_t step = 0; step < a.size(); ++step) {
+    if (!same_bits(a[step], b[step])) return false;
+  }
+  return a.size() == b.size();
+}
+
+TEST_F(DeviceCacheTest, EverythingThroughTheSparsePathIsDenseAttention) {
+  CacheConfig config = device_config();
+  config.select.dense_threshold = 0;
+  config.select.budget_tokens = 512;
+  DeviceCache device(config);
+  CacheConfig dense = config;
+  dense.select.dense_layers = 2;
+  auto host = host_cache(dense);
+  EXPECT_LT(mean_difference(live(device.driver), live(host)), 2e-3);
+}
+
+TEST_F(DeviceCacheTest, ErrsAsTheCpuDoes) {
+  const CacheConfig config = device_config();
+  CacheConfig dense = config;
+  dense.select.dense_layers = 2;
+  DeviceCache device(config);
+  auto host = host_cache(config);
+  auto exact = host_cache(dense);
+  const Outputs wanted = live(exact);
+  const double error = mean_difference(live(host), wanted);
+  EXPECT_NEAR(mean_difference(live(device.driver), wanted), error, 0.05 * error);
+}
+
+TEST_F(DeviceCacheTest, SameBitsWhereverRowsLie) {
+  DeviceCache host(device_config(Residency::kHost));
+  DeviceCache device(device_config(Residency::kDevice));
+  CacheConfig few = device_config(Residency::kHost);
+  few.store.device_bytes = 16'000;  // quads without a slot are read in place
+  DeviceCache small(few);
+  const Outputs wanted = live(host.driver);
+  EXPECT_TRUE(all_same_bits(live(device.driver), wanted));
+  EXPECT_TRUE(all_same_bits(live(small.driver), wanted));
+  EXPECT_GT(host.driver.cache.stats().total.quad_hits, 0);
+  EXPECT_EQ(host.driver.cache.stats().total.quads_in_place, 0);
+  EXPECT_GT(small.driver.cache.stats().total.quads_in_place, 0);
+}
+
+TEST_F(DeviceCacheTest, SameBitsInAnyOrderOfStreams) {
+  DeviceCache in_order(device_config());
+  const Outputs wanted = live(in_order.driver);
+  for (const std::uint64_t seed : {3, 4, 5}) {
+    set_schedule(seed);
+    DeviceCache random(device_config());
+    EXPECT_TRUE(all_same_bits(live(random.driver), wanted)) << seed;
+  }
+}
+
+TEST_F(DeviceCacheTest, SameBitsAloneAndInABatch) {
+  DeviceCache one(device_config());
+  const Outputs wanted = live(one.driver);
+  DeviceCache many(device_config());
+  Driver<ClusterKVCache>& driver = many.driver;
+  const SequenceId other = driver.add(8);
+  driver.prefill(other, 180);
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 250, 120);
+  for (const auto& step : wanted) {
+    const auto batch = driver.step({{.id = other}, {.id = kNoSequence}, {.id = id}});
+    for (std::size_t layer = 0; layer < batch.size(); ++layer) {
+      EXPECT_TRUE(same_bits({output_row(batch[layer], 2, 4)}, {step[layer]}));
+      const Output padding = output_row(batch[layer], 1, 4);
+      EXPECT_EQ(padding.out, std::vector<float>(padding.out.size(), 0.0F));
+      EXPECT_EQ(padding.lse, std::vector<float>(padding.lse.size(), -INFINITY));
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, CountsAreThoseOfTheCpu) {
+  const CacheConfig config = device_config();
+  DeviceCache device(config);
+  auto host = host_cache(config);
+  live(device.driver);
+  live(host);
+  const CacheStats a = device.driver.cache.stats();
+  const CacheStats b = host.cache.stats();
+  for (const auto& [mine, theirs] : {std::pair{a.total, b.total}, std::pair{a.step, b.step}}) {
+    EXPECT_EQ(mine.selections, theirs.selections);
+    EXPECT_EQ(mine.dense_selections, theirs.dense_selections);
+    EXPECT_EQ(mine.attended_tokens, theirs.attended_tokens);
+    EXPECT_EQ(mine.selected_tokens, theirs.selected_tokens);
+    EXPECT_EQ(mine.pending_tokens, theirs.pending_tokens);
+    EXPECT_EQ(mine.row_bytes, theirs.row_bytes);
+    EXPECT_EQ(mine.estimates, theirs.estimates);
+    EXPECT_NEAR(mine.estimated_mass, theirs.estimated_mass, 0.05 * theirs.estimated_mass + 0.1);
+  }
+  EXPECT_EQ(a.kmeans_runs, b.kmeans_runs);
+  EXPECT_EQ(a.kmeans_tokens, b.kmeans_tokens);
+  EXPECT_NEAR(static_cast<double>(a.clusters), static_cast<double>(b.clusters), 5.0);
+}
+
+TEST_F(DeviceCacheTest, RowsComeBackInTokenOrder) {
+  DeviceCache device(device_config());
+  Driver<ClusterKVCache>& driver = device.driver;
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 250, 120);
+  driver.decode(id);
+  for (const auto& [first, last] : {std::pair{0, 251}, std::pair{3, 9}, std::pair{120, 240}}) {
+    for (int layer = 0; layer < 2; ++layer) {
+      const auto count = static_cast<std::size_t>((last - first) * 2 * 64);
+      std::vector<float> key(count), value(count);
+      driver.cache.read_rows(layer, id, first, last, driver.placed(view3(key, last - first, 2, 64)),
+                             driver.placed(view3(value, last - first, 2, 64)),
+                             driver.stream_or_own({}));
+      driver.wait();
+      for (const auto& [got, all] : {std::pair{&key, driver.all_keys(id, layer)},
+                                     std::pair{&value, driver.all_values(id, layer)}}) {
+        for (std::size_t i = 0; i < count; ++i) {
+          const float stored = all[static_cast<std::size_t>(first) * 2 * 64 + i];
+          ASSERT_EQ((*got)[i], f16_to_float(float_to_f16(stored))) << layer << " " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, AChoiceGivenBackIsTheSameAttention) {
+  DeviceCache device(device_config());
+  Driver<ClusterKVCache>& driver = device.driver;
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 250, 120);
+  driver.begin({{.id = id}});
+  driver.append_all();
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::vector<float> query = driver.queries(layer);
+    const Output wanted = static_cast<Harness<ClusterKVCache>&>(driver).attend(layer, query);
+    const Selection selection = driver.select(layer);
+    Output output;
+    AttentionOut out = make_out(output, 1, 4, 64);
+    driver.cache.attend_selected(
+        layer, driver.plan, selection,
+        {driver.query_view(query), {driver.placed(out.out), driver.placed(out.lse)}},
+        driver.stream_or_own({}));
+    driver.wait();
+    EXPECT_TRUE(same_bits({output}, {wanted})) << layer;
+    const auto positions = driver.positions(layer, selection);
+    for (const auto& list : positions[0]) {
+      const std::set<std::int32_t> tokens(list.begin(), list.end());
+      EXPECT_EQ(tokens.size(), list.size());
+      EXPECT_EQ(*tokens.rbegin(), 250);
+      EXPECT_EQ(*tokens.begin(), 0);
+      EXPECT_EQ(list.size() == 251U, layer == 0) << "only layer 0 is dense";
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, RemovedSequencesLeaveNothingBehind) {
+  DeviceCache fresh(device_config());
+  const Outputs wanted = live(fresh.driver);
+  DeviceCache used(device_config());
+  const SequenceId before = used.driver.add(9);
+  used.driver.prefill(before, 300);
+  for (int i = 0; i < 5; ++i) used.driver.decode(before);
+  used.driver.cache.remove(before, used.driver.stream_or_own({}));
+  EXPECT_TRUE(all_same_bits(live(used.driver), wanted));
+}
+
+TEST_F(DeviceCacheTest, PaperPresetRuns) {
+  CacheConfig config = CacheConfig::paper(small_model(1, 4, 2, 64));
+  config.model.kv_dtype = DType::kF16;
+  config.select.dense_layers = 0;
+  config.select.budget_tokens = 128;
+  config.store.residency = Residency::kHost;
+  config.max_sequences = 1;
+  config.max_tokens = 4096;
+  DeviceCache device(config, {1, 4096, 0});
+  auto host = Driver<ClusterKVCache>(config, {1, 4096, 0});
+  const SequenceId on_gpu = device.driver.add(7);
+  const SequenceId on_cpu = host.add(7);
+  device.driver.prefill(on_gpu, 2500, 2500);  // larger than what one block of threads clusters
+  host.prefill(on_cpu, 2500, 2500);
+  device.driver.decode(on_gpu);
+  host.decode(on_cpu);
+  const auto a = device.driver.decode(on_gpu);
+  const auto b = host.decode(on_cpu);
+  EXPECT_LT(relative_difference(a[0].out, b[0].out), 0.3);
+}
+
+// ------------------------------------------------------------------------------- bad calls
+
+TEST_F(DeviceCacheTest, RefusesWhatItCannotRun) {
+  const Resources resources{.backend = Backend::kCuda, .memory = &on_device::device_memory()};
+  CacheConfig config = device_config();
+  config.model.kv_dtype = DType::kF32;
+  expect_error<ConfigError>([&] { ClusterKVCache(config, resources); }, "kv_dtype");
+  EXPECT_FALSE(ClusterKVCache::supports(config, Backend::kCuda).ok);
+  config = device_config();
+  config.check_finite = true;
+  expect_error<ConfigError>([&] { ClusterKVCache(config, resources); }, "check_finite");
+  expect_error<ConfigError>([&] { ClusterSelector(device_config(), resources); },
+                            "ClusterSelector");
+}
+
+TEST_F(DeviceCacheTest, RefusesHostTensorsAndStreams) {
+  DeviceCache device(device_config());
+  Driver<ClusterKVCache>& driver = device.driver;
+  const SequenceId id = driver.add(7);
+  const std::vector<StepRow> rows = {{.id = id}};
+  expect_error<BackendUnavailable>(
+      [&] {
+        (void)driver.cache.plan(rows, {1, 1, 0}, driver.workspace(), {});
+      },
+      "stream");
+  driver.begin(rows);
+  const std::vector<float> row(2 * 64);
+  expect_error<ShapeError>(
+      [&] {
+        driver.cache.append(0, driver.plan, view3(row, 1, 2, 64), view3(row, 1, 2, 64),
+                            driver.stream_or_own({}));
+      },
+      "key: lies in host memory");
+  driver.append_all();
+  EXPECT_EQ(driver.cache.length(id), 1);
+}
+
+}  // namespace
+}  // namespace clusterkv::testing

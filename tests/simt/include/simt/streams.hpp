@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Streams: what is enqueued runs later, in the order of its stream and of events, and else in any order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace simt {
+
+using Work = std::function<void()>;
+
+/// Runs at once where `stream` is null.
+void enqueue(void* stream, Work work);
+
+/// From here on, the stream's work is recorded instead of enqueued; until end_capture().
+void begin_capture(void* stream);
+using Graph = std::vector<Work>;
+Graph end_capture(void* stream);
+void replay(const Graph& graph, void* stream);
+
+/// The next hold() with this number, counted from the first since reset_holds(), waits for nothing. To
+/// see that each one is needed.
+void reset_holds(int broken = -1);
+int num_holds();
+
+}  // namespace simt

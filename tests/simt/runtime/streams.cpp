@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The stand-in for CUDA's runtime: kernels/common/cuda/runtime.hpp without a device. Work waits in its
+// stream until somebody waits for it; with a seed, some of it runs at other times, and what may overtake
+// does.
+#include "simt/streams.hpp"
+
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <new>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels/common/cuda/runtime.hpp"
+#include "runtime/memory.hpp"
+#include "simt/executor.hpp"
+
+namespace simt {
+namespace {
+
+/// Work of a stream, or a point at which it waits for an event.
+struct Item {
+  Work work;
+  std::function<bool()> is_ready;
+};
+
+struct Stream {
+  std::deque<Item> items;
+  std::unique_ptr<Graph> capture;
+
+  [[nodiscard]] bool is_ready() const {
+    return !items.empty() && (!items.front().is_ready || items.front().is_ready());
+  }
+};
+
+/// Recorded `last` times, passed up to `done`.
+struct Event {
+  std::uint64_t last = 0;
+  std::uint64_t done = 0;
+};
+
+std::set<Stream*>& streams() {
+  static std::set<Stream*> all;
+  return all;
+}
+
+std::mt19937_64& random_engine() {
+  static std::mt19937_64 engine;
+  return engine;
+}
+
+int holds = 0;
+int broken_hold = -1;
+
+/// Runs one item of a stream that is ready, any of them; false if there is none.
+bool run_one() {
+  std::vector<Stream*> ready;
+  for (Stream* stream : streams()) {
+    if (stream->is_ready()) ready.push_back(stream);
+  }
+  if (ready.empty()) return false;
+  // In order, the stream made last goes first: side streams run as late as they may with the engine's
+  // stream made after the cache, and as early as they may if before.
+  const std::size_t at = seed() == 0 ? ready.size() - 1 : random_engine()() % ready.size();
+  Item item = std::move(ready[at]->items.front());
+  ready[at]->items.pop_front();
+  if (item.work) item.work();
+  return true;
+}
+
+void run_some() {
+  if (seed() == 0) return;
+  while (random_engine()() % 4 == 0 && run_one()) {
+  }
+}
+
+template <class Done>
+void run_until(const Done& done) {
+  while (!done()) {
+    if (!run_one()) throw std::runtime_error("streams wait for each other");
+  }
+}
+
+Stream* stream_of(void* stream) {
+  return static_cast<Stream*>(stream);
+}
+
+}  // namespace
+
+void enqueue(void* stream, Work work) {
+  if (stream == nullptr) return work();
+  if (stream_of(stream)->capture) {
+    stream_of(stream)->capture->push_back(std::move(work));
+    return;
+  }
+  stream_of(stream)->items.push_back({std::move(work), {}});
+  run_some();
+}
+
+void begin_capture(void* stream) {
+  stream_of(stream)->capture = std::make_unique<Graph>();
+}
+
+Graph end_capture(void* stream) {
+  return std::move(*std::exchange(stream_of(stream)->capture, nullptr));
+}
+
+void replay(const Graph& graph, void* stream) {
+  for (const Work& work : graph) enqueue(stream, work);
+}
+
+void reset_holds(int broken) {
+  holds = 0;
+  broken_hold = broken;
+}
+
+int num_holds() {
+  return holds;
+}
+
+}  // namespace simt
+
+namespace clusterkv::simt {
+namespace {
+
+using ::simt::stream_of;
+
+class DeviceMemory final : public MemoryResource {
+ public:
+  void* allocate(std::size_t bytes, std::size_t, Device) override {
+    return ::simt::allocate(bytes);
+  }
+  void deallocate(void* memory, std::size_t, std::size_t, Device) noexcept override {
+    ::simt::release(memory);
+  }
+};
+
+}  // namespace
+
+const char* find_device_fault() noexcept {
+  return nullptr;
+}
+
+MemoryResource& device_memory() noexcept {
+  static DeviceMemory memory;
+  return memory;
+}
+
+void copy_async(void* to, const void* from, std::size_t bytes, void* stream) {
+  ::simt::enqueue(stream, [=] {
+    std::memcpy(to, from, bytes);
+    ::simt::mark_written(to, bytes);
+  });
+}
+
+void fill_async(void* to, int byte, std::size_t bytes, void* stream) {
+  ::simt::enqueue(stream, [=] {
+    std::memset(to, byte, bytes);
+    ::simt::mark_written(to, bytes);
+  });
+}
+
+void wait_for(void* stream) {
+  if (stream == nullptr) return;
+  ::simt::run_until([&] { return stream_of(stream)->items.empty(); });
+}
+
+bool is_capturing(void* stream) {
+  return stream != nullptr && stream_of(stream)->capture != nullptr;
+}
+
+SideStream::SideStream() : stream_(new ::simt::Stream) {
+  ::simt::streams().insert(stream_of(stream_));
+}
+
+SideStream::~SideStream() {
+  wait_for(stream_);
+  ::simt::streams().erase(stream_of(stream_));
+  delete stream_of(stream_);
+}
+
+Event::Event() : event_(new ::simt::Event) {}
+
+// Work that waits for it may still be enqueued, as with CUDA's: the memory stays.
+Event::~Event() = default;
+
+void Event::record(void* stream) {
+  auto* event = static_cast<::simt::Event*>(event_);
+  const std::uint64_t number = ++event->last;
+  ::simt::enqueue(stream, [=] { event->done = number; });
+}
+
+void Event::hold(void* stream) const {
+  const auto* event = static_cast<::simt::Event*>(event_);
+  if (::simt::holds++ == ::simt::broken_hold) return;
+  if (stream == nullptr) return wait();
+  stream_of(stream)->items.push_back(
+      {{}, [event, number = event->last] { return event->done >= number; }});
+}
+
+void Event::wait() const {
+  const auto* event = static_cast<::simt::Event*>(event_);
+  ::simt::run_until([event, number = event->last] { return event->done >= number; });
+}
+
+}  // namespace clusterkv::simt
