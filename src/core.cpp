@@ -89,13 +89,15 @@ const Sequence& Core::find(SequenceId id) const {
 DecodePlan Core::plan(std::span<const StepRow> rows, const PlanLimits& limits,
                       const Workspace& workspace, const Stream& stream) {
   stages_->check_stream(stream);
+  check_not_capturing(stream);
   runtime::check_limits(limits);
-  check_rows(rows, limits);
+  check_rows(rows, limits, false);
   check_workspace(workspace, find_needs(config_, backend_, limits, rows_));
   DecodePlan plan;
   plan.impl = std::make_unique<DecodePlan::Impl>();
   plan.impl->owner = this;
   plan.impl->limits = limits;
+  plan.impl->captured.resize(static_cast<std::size_t>(resolved_.model.num_layers));
   stages_->open_plan(*plan.impl, workspace, stream);
   const auto max_rows = static_cast<std::size_t>(limits.max_rows);
   plan.impl->rows.reserve(max_rows);
@@ -110,7 +112,10 @@ void Core::update(DecodePlan& plan, std::span<const StepRow> rows, const Stream&
   if (plan.impl == nullptr || plan.impl->owner != this) {
     fail<StepError>("plan: of another object, expected one made by this object's plan()");
   }
-  check_rows(rows, plan.impl->limits);
+  check_not_capturing(stream);
+  const std::vector<bool>& captured = plan.impl->captured;
+  check_rows(rows, plan.impl->limits,
+             std::find(captured.begin(), captured.end(), true) != captured.end());
   begin_step(*plan.impl, rows, stream);
 }
 
@@ -141,7 +146,12 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
   }
 }
 
-void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits) {
+void Core::check_not_capturing(const Stream& stream) const {
+  if (!stages_->is_capturing(stream)) return;
+  fail<StepError>("stream: records a graph, expected plan() and update() outside of it");
+}
+
+void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, bool is_captured) {
   if (rows.empty() || rows.size() > static_cast<std::size_t>(limits.max_rows)) {
     fail<ShapeError>("rows: {} of them, expected 1 .. {} (limits.max_rows)", rows.size(),
                      limits.max_rows);
@@ -172,6 +182,11 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits) {
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
     find(row.id).decide_seals(row, seal_sizes_);
+    if (is_captured && row.phase != Phase::kDecode && !seal_sizes_.empty()) {
+      fail<StepError>(
+          "rows: a prompt of sequence {} fills a segment, expected a plan without a graph",
+          number(row.id));
+    }
     for (const int n : seal_sizes_) {
       stages_->reserve_seal(n, segment_clusters(resolved_.cluster, n, row.phase));
     }
@@ -196,6 +211,9 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
     if (sequence != nullptr) {
       drop_shared_quads(*sequence);
       sequence->begin_step(row, plan.number, pools_);
+      for (int layer = 0; layer < resolved_.model.num_layers; ++layer) {
+        if (plan.captured[static_cast<std::size_t>(layer)]) sequence->mark_appended(layer);
+      }
       count_sealing(*sequence);
       view = sequence->view();
       view.query_row = query_row;
@@ -283,6 +301,7 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key, cons
   for (const PlanRow& row : plan.impl->rows) {
     if (row.sequence != nullptr) row.sequence->mark_appended(layer);
   }
+  if (stages_->is_capturing(stream)) plan.impl->captured[static_cast<std::size_t>(layer)] = true;
   values_ = value.empty() ? Values::kMissing : Values::kGiven;
 }
 

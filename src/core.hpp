@@ -56,7 +56,8 @@ class Core {
   enum class Values : std::uint8_t { kUnknown, kGiven, kMissing };
 
   /// Everything that can go wrong in a step, before anything changes.
-  void check_rows(std::span<const StepRow> rows, const PlanLimits& limits);
+  void check_rows(std::span<const StepRow> rows, const PlanLimits& limits, bool is_captured);
+  void check_not_capturing(const Stream& stream) const;
   void check_row(const StepRow& row, const PlanLimits& limits) const;
   void begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, const Stream& stream);
   void check_step(int layer, const DecodePlan& plan) const;

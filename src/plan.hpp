@@ -60,6 +60,8 @@ struct DecodePlan::Impl {
   std::unique_ptr<PlanMemory> memory;
   int num_new_tokens = 0;
   int num_query_tokens = 0;
+  /// [layer] append() was recorded into a graph, which appends in later steps too.
+  std::vector<bool> captured;
   std::vector<PlanRow> rows;
   std::vector<SequenceView> views;          ///< [row]
   std::vector<SequenceView> adopted_views;  ///< [row], for a caller's choice: none takes everything

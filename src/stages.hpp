@@ -53,6 +53,9 @@ class Stages {
   /// \throws BackendUnavailable  if the stream is another backend's
   virtual void check_stream(const Stream& stream) const = 0;
 
+  /// Whether the stream records calls, to be run again in later steps.
+  [[nodiscard]] virtual bool is_capturing(const Stream& stream) const = 0;
+
   // ------------------------------------------------------------------------------------ step
   /// Takes the workspace of a new plan over.
   virtual void open_plan(DecodePlan::Impl& plan, const Workspace& workspace,

@@ -18,6 +18,7 @@ class CpuStages final : public Stages {
   static MemoryNeeds needs(const CacheConfig& config, const PlanLimits& limits, Rows rows);
 
   void check_stream(const Stream& stream) const override;
+  [[nodiscard]] bool is_capturing(const Stream&) const override { return false; }
   void open_plan(DecodePlan::Impl& plan, const Workspace& workspace, const Stream& stream) override;
   void reserve_seal(int num_tokens, int num_clusters) override;
   void begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,

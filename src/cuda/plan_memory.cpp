@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/cuda/plan_memory.hpp"
 
+#include "clusterkv/error.hpp"
 #include "src/runtime/capacity.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
@@ -20,6 +21,15 @@ SelectionLists carve_lists(Carver& carver, Size rows, int heads, int capacity) {
 }
 
 }  // namespace
+
+CudaPlan::~CudaPlan() {
+  try {
+    for (const Event& event : copied) event.wait();
+    sealed.wait();
+  } catch (const CudaError&) {
+    // The device is lost, and with it what would be read.
+  }
+}
 
 Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
   const ModelShape& m = config.model;

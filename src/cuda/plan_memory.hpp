@@ -60,6 +60,12 @@ struct SealSize {
 };
 
 struct CudaPlan final : PlanMemory {
+  explicit CudaPlan(const Event& sealed_event) : sealed(sealed_event) {}
+  /// The host waits until the workspace may serve another plan: until what it holds for streams that the
+  /// caller does not know of was read.
+  ~CudaPlan() override;
+
+  const Event& sealed;  ///< the cache's: the last segment that a step enqueued
   Scratch scratch{};
   FixedTables tables{};  ///< in device memory
   std::byte* staging[2] = {};

@@ -176,6 +176,10 @@ void CudaStages::check_stream(const Stream& stream) const {
   used_ = true;
 }
 
+bool CudaStages::is_capturing(const Stream& stream) const {
+  return ops::is_capturing(stream.handle);
+}
+
 // -------------------------------------------------------------------------------------- step
 
 void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
@@ -183,7 +187,7 @@ void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
   if (plan.limits.max_rows > 65535) {
     fail<ShapeError>("limits.max_rows: {}, expected at most 65535 with CUDA", plan.limits.max_rows);
   }
-  auto memory = std::make_unique<CudaPlan>();
+  auto memory = std::make_unique<CudaPlan>(sealed_);
   Carver carver(static_cast<std::byte*>(workspace.data));
   memory->scratch = carve_scratch(carver, config_, plan.limits);
   Carver tables(memory->scratch.tables);
@@ -211,9 +215,6 @@ void CudaStages::reserve_seal(int num_tokens, int num_clusters) {
 
 void CudaStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
                             const Stream& stream) {
-  if (is_capturing(stream.handle)) {
-    fail<StepError>("stream: records a graph, expected plan() and update() outside of it");
-  }
   sealed_.hold(stream.handle);  // this step reads what the last one sealed
   write_tables(plan, stale, stream.handle);
   fill_async(&counts()->step, 0, sizeof(StepStats), stream.handle);
@@ -353,7 +354,7 @@ void CudaStages::append(const LayerCall& call, const TensorView& key, const Tens
       std::span<const SealSize>(memory.seal_sizes)
           .subspan(static_cast<std::size_t>(memory.num_decode_seals));
   if (sizes.empty()) return;
-  if (is_capturing(stream)) {
+  if (ops::is_capturing(stream)) {
     fail<StepError>("plan: a prompt fills a segment, expected no stream that records a graph");
   }
   appended_.record(stream);
@@ -391,7 +392,7 @@ const SequenceView* CudaStages::views(const LayerCall& call) {
 PlanShape CudaStages::shape_of(const LayerCall& call) const {
   // A captured launch serves later steps too, whose sequences are longer.
   int most = static_cast<int>(capacity_.blocks);
-  if (!is_capturing(call.stream.handle)) {
+  if (!is_capturing(call.stream)) {
     most = 0;
     for (const SequenceView& view : call.plan.views) most = std::max(most, view.num_blocks);
   }

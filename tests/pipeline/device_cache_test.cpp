@@ -4,6 +4,7 @@
 // Work is under way while the host goes on, so whatever is read or overwritten too early shows.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <set>
@@ -13,6 +14,10 @@
 #include "tests/support/cache_fixture.hpp"
 #include "tests/support/device.hpp"
 #include "tests/support/errors.hpp"
+
+#ifdef CLUSTERKV_SIMT
+#include <simt/streams.hpp>
+#endif
 
 namespace clusterkv::testing {
 namespace {
@@ -246,6 +251,94 @@ TEST_F(DeviceCacheTest, PaperPresetRuns) {
   const auto b = host.decode(on_cpu);
   EXPECT_LT(relative_difference(a[0].out, b[0].out), 0.3);
 }
+
+#ifdef CLUSTERKV_SIMT
+/// All layers of a step, captured once with buffers that stay.
+class CapturedStep {
+ public:
+  CapturedStep(Driver<ClusterKVCache>& driver, void* stream) : driver_(driver), stream_(stream) {
+    const ModelShape& m = driver.cache.config().model;
+    const auto rows = static_cast<std::size_t>(driver.plan.num_rows());
+    for (int layer = 0; layer < m.num_layers; ++layer) {
+      layers_.push_back({});
+      for (auto* rows_of : {&layers_.back().key, &layers_.back().value}) {
+        rows_of->resize(rows * static_cast<std::size_t>(m.num_kv_heads * m.head_dim));
+      }
+      layers_.back().query.resize(rows * static_cast<std::size_t>(m.num_q_heads * m.head_dim));
+    }
+    ::simt::begin_capture(stream);
+    for (int i = 0; i < m.num_layers; ++i) {
+      Layer& layer = layers_[static_cast<std::size_t>(i)];
+      driver.cache.append(i, driver.plan, driver.kv_view(layer.key), driver.kv_view(layer.value),
+                          driver.stream_or_own({}));
+      AttentionOut out = make_out(layer.output, driver.plan.num_rows(), m.num_q_heads, m.head_dim);
+      out = {driver.placed(out.out), driver.placed(out.lse)};
+      driver.cache.attend(i, driver.plan, {driver.query_view(layer.query), out},
+                          driver.stream_or_own({}));
+    }
+    graph_ = ::simt::end_capture(stream);
+  }
+
+  /// The step that the driver has begun.
+  std::vector<Output> replay() {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      // Where the graph reads them.
+      const auto [key, value] = driver_.new_rows(static_cast<int>(i));
+      std::copy(key.begin(), key.end(), layers_[i].key.begin());
+      std::copy(value.begin(), value.end(), layers_[i].value.begin());
+      const std::vector<float> query = driver_.queries(static_cast<int>(i));
+      std::copy(query.begin(), query.end(), layers_[i].query.begin());
+    }
+    ::simt::replay(graph_, stream_);
+    driver_.wait();
+    std::vector<Output> outputs;
+    for (const Layer& layer : layers_) outputs.push_back(layer.output);
+    return outputs;
+  }
+
+ private:
+  struct Layer {
+    std::vector<float> key, value, query;
+    Output output;
+  };
+  Driver<ClusterKVCache>& driver_;
+  void* stream_;
+  std::vector<Layer> layers_;
+  ::simt::Graph graph_;
+};
+
+TEST_F(DeviceCacheTest, AReplayedStepIsTheStep) {
+  const PlanLimits limits{3, 400, 0};
+  const PlanLimits of_a_step{3, 3, 0};
+  DeviceCache eager(device_config(), limits);
+  DeviceCache captured(device_config(), limits);
+  std::vector<std::vector<SequenceId>> ids(2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    Driver<ClusterKVCache>& driver = i == 0 ? eager.driver : captured.driver;
+    for (const std::uint64_t seed : {7, 8, 9}) {
+      ids[i].push_back(driver.add(seed));
+      driver.prefill(ids[i].back(), 100 + 40 * static_cast<int>(seed - 7));
+    }
+    driver.renew(of_a_step);
+  }
+  std::unique_ptr<CapturedStep> step;
+  for (int i = 0; i < 40; ++i) {
+    // Members come and go, and change places.
+    const auto rows = [&](const std::vector<SequenceId>& of) -> std::vector<StepRow> {
+      const SequenceId none = kNoSequence;
+      if (i % 3 == 0) return {{.id = of[0]}, {.id = of[1]}, {.id = of[2]}};
+      if (i % 3 == 1) return {{.id = of[2]}, {.id = none}, {.id = of[0]}};
+      return {{.id = none}, {.id = none}, {.id = of[1]}};
+    };
+    const auto wanted = eager.driver.step(rows(ids[0]));
+    captured.driver.begin(rows(ids[1]));
+    if (step == nullptr) {
+      step = std::make_unique<CapturedStep>(captured.driver, captured.stream.get());
+    }
+    ASSERT_TRUE(same_bits(step->replay(), wanted)) << i;
+  }
+}
+#endif
 
 // ------------------------------------------------------------------------------- bad calls
 

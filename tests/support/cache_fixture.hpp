@@ -100,6 +100,12 @@ class Driver : public Harness<Cache> {
   }
 
   void append(int layer, Stream stream = {}) {
+    const auto [key, value] = new_rows(layer);
+    Harness<Cache>::append(layer, key, value, stream);
+  }
+
+  /// Keys and values of the step's new tokens.
+  std::pair<std::vector<float>, std::vector<float>> new_rows(int layer) {
     std::vector<float> key, value;
     for (const StepRow& row : rows_) {
       const std::vector<float> padding(row_size() * static_cast<std::size_t>(row.num_new_tokens));
@@ -109,7 +115,7 @@ class Driver : public Harness<Cache> {
       extend(key, pad ? padding : sources_[row.id].keys(layer, first, last));
       extend(value, pad ? padding : sources_[row.id].values(layer, first, last));
     }
-    Harness<Cache>::append(layer, key, value, stream);
+    return {key, value};
   }
 
   /// [query rows, num_q_heads, head_dim]

@@ -85,6 +85,11 @@ class Harness {
       cache.update(plan, rows, async_.stream);
     }
   }
+  /// The next begin() makes a plan with other limits, for which the workspace is large enough.
+  void renew(const PlanLimits& limits) {
+    plan = {};
+    limits_ = limits;
+  }
   Workspace workspace() {
     return {memory_, needs_.workspace_bytes, pinned_, needs_.workspace_pinned_bytes};
   }

@@ -53,9 +53,6 @@ std::mt19937_64& random_engine() {
   return engine;
 }
 
-int holds = 0;
-int broken_hold = -1;
-
 /// Runs one item of a stream that is ready, any of them; false if there is none.
 bool run_one() {
   std::vector<Stream*> ready;
@@ -111,15 +108,6 @@ Graph end_capture(void* stream) {
 
 void replay(const Graph& graph, void* stream) {
   for (const Work& work : graph) enqueue(stream, work);
-}
-
-void reset_holds(int broken) {
-  holds = 0;
-  broken_hold = broken;
-}
-
-int num_holds() {
-  return holds;
 }
 
 }  // namespace simt
@@ -196,7 +184,6 @@ void Event::record(void* stream) {
 
 void Event::hold(void* stream) const {
   const auto* event = static_cast<::simt::Event*>(event_);
-  if (::simt::holds++ == ::simt::broken_hold) return;
   if (stream == nullptr) return wait();
   stream_of(stream)->items.push_back(
       {{}, [event, number = event->last] { return event->done >= number; }});

@@ -21,9 +21,4 @@ using Graph = std::vector<Work>;
 Graph end_capture(void* stream);
 void replay(const Graph& graph, void* stream);
 
-/// The next hold() with this number, counted from the first since reset_holds(), waits for nothing. To
-/// see that each one is needed.
-void reset_holds(int broken = -1);
-int num_holds();
-
 }  // namespace simt
