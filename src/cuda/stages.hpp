@@ -7,27 +7,12 @@
 #include "kernels/common/cuda/runtime.hpp"
 #include "src/cuda/plan_memory.hpp"
 #include "src/cuda/seal.hpp"
+#include "src/cuda/slot_memory.hpp"
 #include "src/index/cluster_index.hpp"
 #include "src/recall/row_stores.hpp"
 #include "src/stages.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
-
-/// The slot pools of all layers: planes are layers by KV heads. Null arrays without slots.
-class SlotMemory {
- public:
-  SlotMemory(const CacheConfig& config, MemoryResource& memory);
-  static Size bytes(const CacheConfig& config);
-  [[nodiscard]] bool exist() const { return pools_.num_slots > 0; }
-  [[nodiscard]] SlotPools layer(int layer) const;  ///< planes of one layer
-  [[nodiscard]] SlotView view(int layer) const;    ///< what attention reads
-  void clear(void* stream);                        ///< all slots are empty
-
- private:
-  SlotPools pools_{};
-  int num_kv_heads_;
-  runtime::Buffer memory_;
-};
 
 class CudaStages final : public Stages {
  public:
@@ -69,8 +54,13 @@ class CudaStages final : public Stages {
   };
 
   void write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads> stale, void* stream);
-  void write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer,
-                   std::span<const SequenceTables> tables) const;
+  /// What the rows of a step take of the arrays that all rows share.
+  struct RowPlace {
+    std::int64_t blocks = 0;
+    std::int64_t slices = 0;
+  };
+  [[nodiscard]] RowScores scores_at(const Scratch& scratch, std::int64_t blocks) const;
+  static void write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer);
   void seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes);
   [[nodiscard]] SealTarget seal_target(bool dense, int first_layer, int num_layers) const;
   [[nodiscard]] PlanShape shape_of(const LayerCall& call) const;

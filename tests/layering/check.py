@@ -28,6 +28,10 @@ def allowed(path):
     if parts[0] == "src" and len(parts) > 2:
         if parts[1] == "runtime":
             return (public, common, runtime)
+        if parts[1] in ("cpu", "cuda"):  # a backend sees all stages
+            contracts = tuple(f"kernels/{s}/{f}.hpp" for s in STAGES for f in (s, "rules", "count"))
+            ops = tuple(f"kernels/{s}/cuda/{s}_ops.hpp" for s in STAGES)
+            return (public, common, "src/", *contracts, *(ops if parts[1] == "cuda" else ()))
         stage = parts[1]
         contracts = (f"kernels/{stage}/{stage}.hpp", f"kernels/{stage}/rules.hpp")
         return (public, common, runtime, f"src/{stage}/", *contracts)

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/memory.hpp"
+#include "kernels/common/carve.hpp"
+#include "kernels/recall/cuda/recall_ops.hpp"
+#include "src/runtime/buffer.hpp"
+
+namespace clusterkv::CLUSTERKV_DEVICE {
+
+/// The slot pools of all layers: planes are layers by KV heads. Null arrays without slots.
+class SlotMemory {
+ public:
+  SlotMemory(const CacheConfig& config, MemoryResource& memory);
+  static Size bytes(const CacheConfig& config);
+  [[nodiscard]] bool exist() const { return pools_.num_slots > 0; }
+  [[nodiscard]] SlotPools layer(int layer) const;  ///< planes of one layer
+  [[nodiscard]] SlotView view(int layer) const;    ///< what attention reads
+  void clear(void* stream);                        ///< all slots are empty
+
+ private:
+  SlotPools pools_{};
+  int num_kv_heads_;
+  runtime::Buffer memory_;
+};
+
+}  // namespace clusterkv::CLUSTERKV_DEVICE
