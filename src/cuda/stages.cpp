@@ -431,8 +431,7 @@ void CudaStages::read_rows(const RowRange& range, const Sequence& sequence, cons
 
 void CudaStages::add_counts(CacheStats& stats) const {
   if (!used_) return;
-  wait_for(side_.get());
-  wait_for(last_);
+  wait_for(last_);  // clusters are counted on the side stream
   Counts counts{};
   copy_async(&counts, counts_.data(), sizeof counts, side_.get());
   wait_for(side_.get());

@@ -27,6 +27,7 @@ CacheConfig device_config(Residency residency = Residency::kHost) {
   config.model.kv_dtype = DType::kF16;
   config.store.residency = residency;
   config.select.dense_layers = 1;
+  config.cluster.window_tokens = 12;
   return config;
 }
 
@@ -51,9 +52,9 @@ using Outputs = std::vector<std::vector<Output>>;
 /// A prompt, and steps until a window was clustered and read.
 Outputs live(Driver<ClusterKVCache>& driver) {
   const SequenceId id = driver.add(7);
-  driver.prefill(id, 250, 120);
+  driver.prefill(id, 150, 80);
   Outputs outputs;
-  for (int i = 0; i < 30; ++i) outputs.push_back(driver.decode(id));
+  for (int i = 0; i < 16; ++i) outputs.push_back(driver.decode(id));
   return outputs;
 }
 
@@ -115,7 +116,7 @@ TEST_F(DeviceCacheTest, SameBitsWhereverRowsLie) {
 TEST_F(DeviceCacheTest, SameBitsInAnyOrderOfStreams) {
   DeviceCache in_order(device_config());
   const Outputs wanted = live(in_order.driver);
-  for (const std::uint64_t seed : {3, 4, 5}) {
+  for (const std::uint64_t seed : {3, 4}) {
     set_schedule(seed);
     DeviceCache random(device_config());
     EXPECT_TRUE(all_same_bits(live(random.driver), wanted)) << seed;
@@ -130,7 +131,7 @@ TEST_F(DeviceCacheTest, SameBitsAloneAndInABatch) {
   const SequenceId other = driver.add(8);
   driver.prefill(other, 180);
   const SequenceId id = driver.add(7);
-  driver.prefill(id, 250, 120);
+  driver.prefill(id, 150, 80);
   for (const auto& step : wanted) {
     const auto batch = driver.step({{.id = other}, {.id = kNoSequence}, {.id = id}});
     for (std::size_t layer = 0; layer < batch.size(); ++layer) {
@@ -146,8 +147,11 @@ TEST_F(DeviceCacheTest, CountsAreThoseOfTheCpu) {
   const CacheConfig config = device_config();
   DeviceCache device(config);
   auto host = host_cache(config);
-  live(device.driver);
-  live(host);
+  set_schedule(3);
+  for (Driver<ClusterKVCache>* driver : {&device.driver, &host}) {
+    live(*driver);
+    driver->prefill(driver->add(8), 180);  // still under way when it is counted
+  }
   const CacheStats a = device.driver.cache.stats();
   const CacheStats b = host.cache.stats();
   for (const auto& [mine, theirs] : {std::pair{a.total, b.total}, std::pair{a.step, b.step}}) {
@@ -169,9 +173,9 @@ TEST_F(DeviceCacheTest, RowsComeBackInTokenOrder) {
   DeviceCache device(device_config());
   Driver<ClusterKVCache>& driver = device.driver;
   const SequenceId id = driver.add(7);
-  driver.prefill(id, 250, 120);
+  driver.prefill(id, 150, 80);
   driver.decode(id);
-  for (const auto& [first, last] : {std::pair{0, 251}, std::pair{3, 9}, std::pair{120, 240}}) {
+  for (const auto& [first, last] : {std::pair{0, 151}, std::pair{3, 9}, std::pair{80, 140}}) {
     for (int layer = 0; layer < 2; ++layer) {
       const auto count = static_cast<std::size_t>((last - first) * 2 * 64);
       std::vector<float> key(count), value(count);
@@ -194,7 +198,7 @@ TEST_F(DeviceCacheTest, AChoiceGivenBackIsTheSameAttention) {
   DeviceCache device(device_config());
   Driver<ClusterKVCache>& driver = device.driver;
   const SequenceId id = driver.add(7);
-  driver.prefill(id, 250, 120);
+  driver.prefill(id, 150, 80);
   driver.begin({{.id = id}});
   driver.append_all();
   for (int layer = 0; layer < 2; ++layer) {
@@ -213,9 +217,9 @@ TEST_F(DeviceCacheTest, AChoiceGivenBackIsTheSameAttention) {
     for (const auto& list : positions[0]) {
       const std::set<std::int32_t> tokens(list.begin(), list.end());
       EXPECT_EQ(tokens.size(), list.size());
-      EXPECT_EQ(*tokens.rbegin(), 250);
+      EXPECT_EQ(*tokens.rbegin(), 150);
       EXPECT_EQ(*tokens.begin(), 0);
-      EXPECT_EQ(list.size() == 251U, layer == 0) << "only layer 0 is dense";
+      EXPECT_EQ(list.size() == 151U, layer == 0) << "only layer 0 is dense";
     }
   }
 }
@@ -229,6 +233,33 @@ TEST_F(DeviceCacheTest, RemovedSequencesLeaveNothingBehind) {
   for (int i = 0; i < 5; ++i) used.driver.decode(before);
   used.driver.cache.remove(before, used.driver.stream_or_own({}));
   EXPECT_TRUE(all_same_bits(live(used.driver), wanted));
+}
+
+TEST_F(DeviceCacheTest, APlanThatIsGoneIsDoneWithItsWorkspace) {
+  const auto live_with = [](DeviceCache& device, bool renew) {
+    Driver<ClusterKVCache>& driver = device.driver;
+    const SequenceId id = driver.add(7);
+    driver.prefill(id, 150, 80);
+    if (renew) {
+      driver.wait();  // of our stream; segments are clustered on another
+      driver.renew({4, 1024, 0});
+      const Workspace workspace = driver.workspace();
+      const on_device::SideStream other;
+      on_device::fill_async(workspace.data, 0xff, workspace.bytes, other.get());
+      on_device::wait_for(other.get());
+    }
+    driver.begin({{.id = id}});
+    driver.append_all();
+    if (renew) driver.renew({3, 512, 0});  // what the last one wrote is still to be copied
+    return Outputs{driver.decode(id), driver.decode(id)};
+  };
+  DeviceCache one(device_config());
+  const Outputs wanted = live_with(one, false);
+  for (const std::uint64_t seed : {0, 3, 4}) {
+    set_schedule(seed);
+    DeviceCache many(device_config());
+    EXPECT_TRUE(all_same_bits(live_with(many, true), wanted)) << seed;
+  }
 }
 
 TEST_F(DeviceCacheTest, PaperPresetRuns) {
@@ -308,6 +339,7 @@ class CapturedStep {
 };
 
 TEST_F(DeviceCacheTest, AReplayedStepIsTheStep) {
+  set_schedule(3);  // also of what a plan that is gone left behind
   const PlanLimits limits{3, 400, 0};
   const PlanLimits of_a_step{3, 3, 0};
   DeviceCache eager(device_config(), limits);
@@ -322,7 +354,7 @@ TEST_F(DeviceCacheTest, AReplayedStepIsTheStep) {
     driver.renew(of_a_step);
   }
   std::unique_ptr<CapturedStep> step;
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 24; ++i) {
     // Members come and go, and change places.
     const auto rows = [&](const std::vector<SequenceId>& of) -> std::vector<StepRow> {
       const SequenceId none = kNoSequence;

@@ -31,7 +31,8 @@ def compile_command(commands, unit):
     """How a kernel is compiled for the checking lane: words without the output, output, folder."""
     for entry in commands:
         words = shlex.split(entry["command"])
-        if entry["file"].endswith(unit) and "-fsanitize=thread" in words:
+        simt = "-fsanitize=thread" in words or unit.startswith("src/") and "-DCLUSTERKV_SIMT" in words
+        if entry["file"].endswith(unit) and simt:
             at = words.index("-o")
             return words[:at] + words[at + 2:], words[at + 1], entry["directory"]
     raise SystemExit(f"no command compiles {unit}")
@@ -67,7 +68,10 @@ def check(mutation, binary):
                              text=True, env=os.environ | {"CLUSTERKV_SIMT_ECHO": "1"})
     finally:
         binary.unlink()
-    found = [line for line in run.stdout.splitlines() if re.search(expected, line)]
+    lines = run.stdout.splitlines()
+    if run.returncode < 0:
+        lines.append(f"ends with signal {-run.returncode}")
+    found = [line for line in lines if re.search(expected, line)]
     report = re.sub(r", where GetParam.*", "", found[0].strip()) if found else None
     print(f"{name}: {report or 'NOT CAUGHT'}", flush=True)
     return report, f"{name}: expected '{expected}'\n{run.stdout[-2000:]}"

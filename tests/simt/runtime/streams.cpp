@@ -119,8 +119,13 @@ using ::simt::stream_of;
 
 class DeviceMemory final : public MemoryResource {
  public:
-  void* allocate(std::size_t bytes, std::size_t, Device) override {
-    return ::simt::allocate(bytes);
+  void* allocate(std::size_t bytes, std::size_t, Device device) override {
+    void* memory = ::simt::allocate(bytes);
+    if (device.kind != Device::kPinned) return memory;
+    // Pages of the system are zero, and the host writes without telling.
+    std::memset(memory, 0, bytes);
+    ::simt::mark_written(memory, bytes);
+    return memory;
   }
   void deallocate(void* memory, std::size_t, std::size_t, Device) noexcept override {
     ::simt::release(memory);
