@@ -179,6 +179,7 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
     fail<CapacityError>("rows: {} new tokens beside {} live ones, expected at most max_tokens {}",
                         stored_tokens, live_tokens_, resolved_.max_tokens);
   }
+  check_live_pages(rows);
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
     find(row.id).decide_seals(row, seal_sizes_);
@@ -190,6 +191,24 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
     for (const int n : seal_sizes_) {
       stages_->reserve_seal(n, segment_clusters(resolved_.cluster, n, row.phase));
     }
+  }
+}
+
+/// Rows give pages back and take others in their order.
+void Core::check_live_pages(std::span<const StepRow> rows) const {
+  std::int64_t free = pools_.live.num_free();
+  for (const StepRow& row : rows) {
+    if (row.id == kNoSequence) continue;
+    const Sequence::LivePages pages = find(row.id).decide_live_pages(row);
+    free += pages.given_back;
+    if (pages.taken > free) {
+      fail<CapacityError>(
+          "rows: {} new tokens of sequence {} want {} pages of {} rows for pending tokens, "
+          "expected at "
+          "most {} (store.live_tokens)",
+          row.num_new_tokens, number(row.id), pages.taken, kPageRows, free);
+    }
+    free -= pages.taken;
   }
 }
 

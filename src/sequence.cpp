@@ -62,6 +62,18 @@ void Sequence::decide_seals(const StepRow& row, std::vector<int>& num_tokens) co
   }
 }
 
+Sequence::LivePages Sequence::decide_live_pages(const StepRow& row) const {
+  std::int64_t sealed = 0;
+  for (const Sealing& done : sealing_) sealed += segment(done.segment).num_rows;
+  const std::int64_t given_back = (first_pending_ + sealed - sink_rows_) / kPageRows;
+  const std::int64_t length = length_ + row.num_new_tokens;
+  const std::int64_t sinks = std::min<std::int64_t>(config_.sink_tokens, length);
+  const std::int64_t pending = length - sinks - num_stored_ - sealed;
+  const std::int64_t pages = pages_for(first_pending_ + sealed - given_back * kPageRows + pending);
+  const auto held = static_cast<std::int64_t>(live_pages_.size()) - given_back;
+  return {given_back, std::max<std::int64_t>(0, pages - held)};
+}
+
 void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools) {
   decide_seals(row, seal_sizes_);
   commit_sealing(pools);

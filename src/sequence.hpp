@@ -69,7 +69,14 @@ class Sequence {
   /// What begin_step() will do, without doing it: token counts of the segments to be sealed.
   void decide_seals(const StepRow& row, std::vector<int>& num_tokens) const;
 
-  /// Advances the length. Nothing can fail here: pools are sized for max_tokens.
+  /// Live pages that begin_step() will give back, and then take.
+  struct LivePages {
+    std::int64_t given_back;
+    std::int64_t taken;
+  };
+  [[nodiscard]] LivePages decide_live_pages(const StepRow& row) const;
+
+  /// Advances the length. Nothing can fail here: pools are sized for max_tokens, live pages were counted.
   void begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools);
 
   /// Gives all pages back.

@@ -92,6 +92,10 @@ struct StoreConfig {
   Residency residency = Residency::kAuto;
   std::size_t device_bytes = 0;  ///< bytes of the slot pool; 0: 4 x budget rows a sequence
   std::size_t host_bytes = 0;    ///< the most the host store may take; 0: as max_tokens needs
+  /// Sinks and pending tokens of all sequences together, at most; they lie beside the index. 0:
+  /// max_tokens, so that a prompt may come in one piece. Less is enough where prompts come in chunks: a
+  /// sequence holds sinks, up to segment_tokens, and the chunk.
+  std::int64_t live_tokens = 0;
   Retention retention = Retention::kLru;
   int retain_steps = 1;  ///< 1 .. 64
 };

@@ -115,6 +115,7 @@ bool check_store(const CacheConfig& config, const Check& check) {
   const StoreConfig& s = config.store;
   return check(s.residency <= Residency::kHost, "store.residency: expected kAuto, kDevice or kHost",
                static_cast<int>(s.residency)) &&
+         check(s.live_tokens >= 0, "store.live_tokens: expected >= 0", s.live_tokens) &&
          check(s.retention <= Retention::kRetainSteps,
                "store.retention: expected kLru or kRetainSteps", static_cast<int>(s.retention)) &&
          check(s.retain_steps >= 1 && s.retain_steps <= 64, "store.retain_steps: expected 1 .. 64",

@@ -62,6 +62,7 @@ std::vector<ConfigFault> config_faults() {
       {"store.residency", [](CacheConfig& c) { c.store.residency = Residency{9}; }},
       {"store.retention", [](CacheConfig& c) { c.store.retention = Retention{9}; }},
       {"store.retain_steps", [](CacheConfig& c) { c.store.retain_steps = 65; }},
+      {"store.live_tokens", [](CacheConfig& c) { c.store.live_tokens = -1; }},
       {"store.host_bytes",
        [](CacheConfig& c) {
          c.store.residency = Residency::kHost;

@@ -286,5 +286,34 @@ INSTANTIATE_TEST_SUITE_P(Residencies, Memory,
                            return residency.param == Residency::kHost ? "Host" : "Device";
                          });
 
+TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
+  CacheConfig config = small_config(small_model());
+  config.max_tokens = 1 << 20;
+  const auto bytes = [&] {
+    return ClusterKVCache::memory_needs(config, Backend::kCpu, {4, 1024, 0}).device_bytes;
+  };
+  const std::size_t all = bytes();
+  config.store.live_tokens = 512;
+  const std::size_t row_bytes = 2 * 2 * 64 * sizeof(float);
+  EXPECT_LT(bytes(), all - ((std::size_t{1} << 20) - 1024) * row_bytes);
+
+  CacheConfig plenty = config;
+  plenty.store.live_tokens = 0;
+  config.max_sequences = plenty.max_sequences = 1;
+  config.max_tokens = plenty.max_tokens = 4096;
+  Driver<ClusterKVCache> few(config, {1, 4096, 0});
+  Driver<ClusterKVCache> many(plenty, {1, 4096, 0});
+  const SequenceId id = few.add(7);
+  const SequenceId other = many.add(7);
+  // Two pages for 512 tokens, one for sinks and two that the ends of a run may need.
+  expect_error<CapacityError>([&] { few.prefill(id, 1200, 1200); }, "store.live_tokens");
+  EXPECT_EQ(few.cache.length(id), 0) << "nothing has changed";
+  few.prefill(id, 1200, 300);
+  many.prefill(other, 1200, 300);
+  for (int i = 0; i < 30; ++i) {
+    EXPECT_TRUE(same_bits(few.decode(id), many.decode(other)));
+  }
+}
+
 }  // namespace
 }  // namespace clusterkv::testing
