@@ -16,15 +16,18 @@ inline constexpr int kMaxRowPieces = 16;
 inline constexpr int kMaxTailPieces = 32;
 inline constexpr int kMaxPieces = kMaxRowPieces + kMaxTailPieces;
 
-/// Rows of a piece: as few as fit into kMaxRowPieces pieces, a multiple of kRowTile.
-CLUSTERKV_HD inline std::int64_t rows_per_piece(std::int64_t num_rows) {
-  constexpr std::int64_t kStep = std::int64_t{kRowTile} * kMaxRowPieces;
-  return kRowTile * ((num_rows + kStep - 1) / kStep);
+/// Rows of a piece on a CPU, at least: it has fewer cores than a device, and begins each piece anew.
+inline constexpr int kCpuPieceRows = 256;
+
+/// Rows of a piece: as few as fit into kMaxRowPieces pieces, a multiple of `step`.
+CLUSTERKV_HD inline std::int64_t rows_per_piece(std::int64_t num_rows, int step = kRowTile) {
+  const std::int64_t all = std::int64_t{step} * kMaxRowPieces;
+  return step * ((num_rows + all - 1) / all);
 }
 
-CLUSTERKV_HD inline int num_row_pieces(std::int64_t num_rows) {
+CLUSTERKV_HD inline int num_row_pieces(std::int64_t num_rows, int step = kRowTile) {
   if (num_rows == 0) return 0;
-  const std::int64_t piece = rows_per_piece(num_rows);
+  const std::int64_t piece = rows_per_piece(num_rows, step);
   return static_cast<int>((num_rows + piece - 1) / piece);
 }
 

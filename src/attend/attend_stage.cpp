@@ -14,7 +14,8 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
     const int row = list / heads;
     int pieces = 0;
     if (p.rows[row].query_row >= 0) {
-      if (params.rows_part) pieces += num_row_pieces(num_attended_rows(p, row, list % heads));
+      if (params.rows_part)
+        pieces += num_row_pieces(num_attended_rows(p, row, list % heads), kCpuPieceRows);
       if (params.tail_part && has_tail(p, row)) pieces += num_tail_pieces(p.rows[row].num_blocks);
     }
     item_starts[list + 1] = item_starts[list] + pieces;
@@ -22,7 +23,8 @@ void attend(const MergeParams& params, int num_rows, std::int32_t* item_starts,
   runtime::parallel_items(executor, item_starts, num_rows * heads, [&](int list, int item) {
     const int row = list / heads;
     const int head = list % heads;
-    const int row_pieces = params.rows_part ? num_row_pieces(num_attended_rows(p, row, head)) : 0;
+    const int row_pieces =
+        params.rows_part ? num_row_pieces(num_attended_rows(p, row, head), kCpuPieceRows) : 0;
     if (item < row_pieces) {
       cpu().attend_rows(p, row, head, item);
     } else {

@@ -178,7 +178,8 @@ TEST_P(AttendRows, SameBitsOnEveryRunAndInAnyOrderOfPieces) {
     }
   }
   attention.write_lists();
-  ASSERT_GT(num_row_pieces(num_attended_rows(attention.params(), Attention::kRow, 0)), 1);
+  ASSERT_GT(
+      num_row_pieces(num_attended_rows(attention.params(), Attention::kRow, 0), kCpuPieceRows), 1);
   const Result first = attention.run();
   expect_all(attention, first);
   const Result again = attention.run(true, true, true);
@@ -194,13 +195,15 @@ TEST_P(AttendRows, PartialsAreThoseOfTheirRows) {
   for (int head = 0; head < attention.selection_heads(); ++head) {
     const std::int64_t rows = num_attended_rows(p, Attention::kRow, head);
     EXPECT_EQ(rows, 1100 + attention.scene.shape.num_sinks + attention.scene.shape.num_pending);
-    const int piece = num_row_pieces(rows) - 1;  // the one with a remainder
+    const int piece = num_row_pieces(rows, kCpuPieceRows) - 1;  // the one with a remainder
     ops_of(attention.scene.shape.op.backend).attend_rows(p, Attention::kRow, head, piece);
     for (int q_head = 0; q_head < attention.scene.shape.num_q_heads; ++q_head) {
       if (attention.selection_head(q_head) != head) continue;
-      const auto first = static_cast<std::size_t>(piece * rows_per_piece(rows));
+      const auto first = static_cast<std::size_t>(piece * rows_per_piece(rows, kCpuPieceRows));
       const auto want = reference::softmax(
-          attention.row_terms(q_head, first, static_cast<std::size_t>(rows_per_piece(rows))), dim);
+          attention.row_terms(q_head, first,
+                              static_cast<std::size_t>(rows_per_piece(rows, kCpuPieceRows))),
+          dim);
       const PartialHead& got = p.partials.head(Attention::kRow, q_head, piece);
       EXPECT_NEAR(got.m * std::log(2.0) + std::log(double{got.l}), want.lse, 1e-5);
       Vec out;

@@ -148,7 +148,7 @@ class Attention {
     const Ops ops = ops_of(scene.shape.op.backend);
     const AttendParams p = params();
     for (int head = 0; head < selection_heads(); ++head) {
-      const int rows = num_row_pieces(num_attended_rows(p, kRow, head));
+      const int rows = num_row_pieces(num_attended_rows(p, kRow, head), kCpuPieceRows);
       for (int i = 0; i < rows; ++i) ops.attend_rows(p, kRow, head, backwards ? rows - 1 - i : i);
       if (!has_tail(p, kRow)) continue;
       const int pieces = num_tail_pieces(view().num_blocks);

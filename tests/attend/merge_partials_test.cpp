@@ -96,7 +96,7 @@ TEST_P(MergePartials, PiecesWithoutMassAreIgnored) {
   attention.all_rows = true;
   const AttendParams p = attention.params();
   const int dim = attention.scene.shape.op.head_dim;
-  const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0));
+  const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0), kCpuPieceRows);
   ASSERT_GE(pieces, 3);
   for (int head = 0; head < num_q_heads(); ++head) {
     for (int i = 0; i < pieces; ++i) {
@@ -119,7 +119,7 @@ TEST_P(MergePartials, MaximaFarApartNeitherOverflowNorVanish) {
   attention.all_rows = true;
   const AttendParams p = attention.params();
   const int dim = attention.scene.shape.op.head_dim;
-  const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0));
+  const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0), kCpuPieceRows);
   for (int head = 0; head < num_q_heads(); ++head) {
     for (int i = 0; i < pieces; ++i) {
       const bool large = i == 1;

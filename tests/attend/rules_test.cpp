@@ -38,6 +38,10 @@ TEST(RowPieces, AreWholeTilesAndAsSmallAsTheLimitAllows) {
   EXPECT_EQ(num_row_pieces(0), 0);
   EXPECT_EQ(num_row_pieces(1), 1);
   EXPECT_EQ(num_row_pieces(65), 2);
+  EXPECT_EQ(rows_per_piece(4096, kCpuPieceRows), 256);
+  EXPECT_EQ(rows_per_piece(4097, kCpuPieceRows), 512);
+  EXPECT_EQ(num_row_pieces(256, kCpuPieceRows), 1);
+  EXPECT_EQ(num_row_pieces(257, kCpuPieceRows), 2);
 }
 
 TEST(TailPieces, CoverEveryBlockOnceWithinTheLimit) {

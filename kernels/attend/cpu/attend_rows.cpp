@@ -2,7 +2,7 @@
 //
 // attend_rows (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
-// Mapping: tiles of kRowTile rows; each row is widened once for all heads of a pass.
+// Mapping: tiles of kTileRows rows; each row is widened once for all heads of a pass.
 // Bound:   memory when rows are far apart, else conversion and arithmetic.
 #include <algorithm>
 
@@ -14,36 +14,64 @@
 namespace clusterkv::attend::CLUSTERKV_ISA {
 namespace {
 
+/// Where the rows of a piece lie. What most rows need is at hand: chosen rows that no slot holds.
+struct PieceRows {
+  PieceRows(const AttendParams& p, int row, int head, const RowFinder& all, std::int64_t first)
+      : finder(all),
+        begin(first),
+        chosen_begin(p.rows[row].num_sinks - first),
+        row_bytes(p.stored.row_bytes) {
+    if (p.all_rows || p.slots.directory != nullptr) return;
+    ids = p.lists.rows_of(row, head);
+    num_chosen = p.lists.num_rows[p.lists.list(row, head)];
+    stored = p.stored.row(head / (p.lists.selection_heads / p.num_kv_heads), 0);
+  }
+
+  [[nodiscard]] CLUSTERKV_SIMD const std::byte* key(std::int64_t i) const {
+    const std::int64_t at = i - chosen_begin;
+    return at >= 0 && at < num_chosen ? stored + ids[at] * row_bytes : finder.find(begin + i);
+  }
+
+  const RowFinder& finder;
+  std::int64_t begin;
+  std::int64_t chosen_begin;
+  std::size_t row_bytes;
+  const std::uint32_t* ids = nullptr;
+  std::int64_t num_chosen = 0;
+  const std::byte* stored = nullptr;
+};
+
 template <DType kDType, int kHeadDim>
 void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
                  const RowFinder& finder, int piece) {
+  const int selection_head = first_q_head / num_served(p, row);
+  const std::int64_t step = rows_per_piece(finder.count(), kCpuPieceRows);
+  const std::int64_t begin = piece * step;
+  const std::int64_t count = std::min(finder.count() - begin, step);
+  const auto find = [rows = PieceRows(p, row, selection_head, finder, begin)](
+                        std::int64_t i, const std::byte*& key, const std::byte*& value) {
+    key = rows.key(i);
+    value = key + kHeadDim * size_of(kDType);
+  };
+  using State = SoftmaxState<kDType, kHeadDim>;
+  RowTile tile;
+  tile.begin(count, find);
+  State::fetch_first(tile);
   const std::int64_t query_row = p.rows[row].query_row;
   const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
   const Queries<kDType, kHeadDim> queries(query, heads);
-  SoftmaxState<kDType, kHeadDim> state(queries, heads, p.softmax_scale * kLog2E);
+  State state(queries, heads, p.softmax_scale * kLog2E);
   const SequenceView& sequence = p.rows[row];
   const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
-  const std::int64_t step = rows_per_piece(finder.count());
-  const std::int64_t last = std::min(finder.count(), (piece + 1) * step);
-  const auto fill = [&](std::int64_t first, RowTile& tile) {
-    tile.count = static_cast<int>(std::clamp<std::int64_t>(last - first, 0, kRowTile));
-    for (int i = 0; i < tile.count; ++i) {
-      tile.key[i] = finder.find(first + i);
-      tile.value[i] = tile.key[i] + kHeadDim * size_of(kDType);
-    }
-  };
-  RowTile tiles[2];
-  int now = 0;
-  fill(piece * step, tiles[0]);
-  for (std::int64_t first = piece * step; first < last; first += kRowTile) {
-    RowTile& tile = tiles[now];
-    RowTile& next = tiles[now ^= 1];
-    fill(first + kRowTile, next);
+  for (std::int64_t first = 0; first < count;) {
     for (int g = 0; g < heads; ++g) {
       const auto seen = num_seen_rows(p, sequence, finder.count(), (first_q_head + g) % group);
-      tile.seen[g] = static_cast<int>(std::clamp<std::int64_t>(seen - first, 0, tile.count));
+      tile.seen[g] =
+          static_cast<int>(std::clamp<std::int64_t>(seen - begin - first, 0, tile.count));
     }
-    state.add(tile, next);
+    state.add(tile);
+    first += kTileRows;
+    tile.advance(first, count, find);
   }
   for (int g = 0; g < heads; ++g) {
     p.partials.head(row, first_q_head + g, piece) = {state.m(g), state.l(g), 0.0F, 0};

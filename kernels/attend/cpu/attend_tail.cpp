@@ -42,7 +42,7 @@ class TailPiece {
         group_(row_.group(p.num_q_heads, p.num_kv_heads)),
         kv_head_(first_q_head_ / group_),
         member_(first_q_head_ % group_),
-        piece_(num_row_pieces(num_attended_rows(p, row, head)) + piece),
+        piece_(num_row_pieces(num_attended_rows(p, row, head), kCpuPieceRows) + piece),
         chosen_(p.lists.clusters_of(row, head)),
         counts_(p.lists.counts_of(row, head)),
         chosen_end_(chosen_ + p.lists.num_clusters[p.lists.list(row, head)]) {

@@ -28,7 +28,7 @@ std::int32_t i32_at(const TensorView& t, std::int64_t offset) {
 class TokenFinder {
  public:
   TokenFinder(const DecodeParams& p, int row, int head, int kv_head)
-      : p_(p), row_(row), head_(head), kv_head_(kv_head) {
+      : p_(p), row_(row), head_(head), key_(p.key, row, kv_head), value_(p.value, row, kv_head) {
     if (!p.token_ids.empty()) {
       count_ = i32_at(p.counts, row * p.counts.stride[0] + head * p.counts.stride[1]);
     } else {
@@ -38,14 +38,10 @@ class TokenFinder {
 
   [[nodiscard]] std::int64_t count() const { return count_; }
 
-  /// The rows from `first`, as many as there are.
-  void fill(std::int64_t first, RowTile& tile) const {
-    tile.count = static_cast<int>(std::clamp<std::int64_t>(count_ - first, 0, kRowTile));
-    for (int i = 0; i < tile.count; ++i) {
-      const std::int64_t token = token_at(first + i);
-      tile.key[i] = find(p_.key, token);
-      tile.value[i] = find(p_.value, token);
-    }
+  void operator()(std::int64_t i, const std::byte*& key, const std::byte*& value) const {
+    const std::int64_t token = token_at(i);
+    key = key_.first + token * key_.step;
+    value = value_.first + token * value_.step;
   }
 
  private:
@@ -54,15 +50,21 @@ class TokenFinder {
     if (ids.empty()) return i;
     return i32_at(ids, row_ * ids.stride[0] + head_ * ids.stride[1] + i * ids.stride[2]);
   }
-  [[nodiscard]] const std::byte* find(const TensorView& t, std::int64_t token) const {
-    const std::int64_t at = row_ * t.stride[0] + token * t.stride[1] + kv_head_ * t.stride[2];
-    return static_cast<const std::byte*>(t.data) + byte_offset(t, at);
-  }
+  /// A head's tokens in a tensor: bytes from one to the next.
+  struct Tokens {
+    Tokens(const TensorView& t, std::int64_t row, std::int64_t kv_head)
+        : first(static_cast<const std::byte*>(t.data) +
+                byte_offset(t, row * t.stride[0] + kv_head * t.stride[2])),
+          step(byte_offset(t, t.stride[1])) {}
+    const std::byte* first;
+    std::int64_t step;
+  };
 
   const DecodeParams& p_;
   std::int64_t row_;
   std::int64_t head_;
-  std::int64_t kv_head_;
+  Tokens key_;
+  Tokens value_;
   std::int64_t count_;
 };
 
@@ -80,20 +82,22 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
   for (int g = 0; g < heads; ++g)
     load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
   const Queries<kDType, kHeadDim> queries(query, heads);
+  using State = SoftmaxState<kDType, kHeadDim>;
   Total total[kMaxPassHeads];
-  const std::int64_t step = rows_per_piece(finder.count());
-  RowTile tiles[2];
-  int now = 0;
-  finder.fill(0, tiles[0]);
+  const std::int64_t step = rows_per_piece(finder.count(), kCpuPieceRows);
+  RowTile tile;
+  if (finder.count() > 0) {
+    tile.begin(finder.count(), finder);
+    State::fetch_first(tile);
+  }
   for (std::int64_t piece = 0; piece < finder.count(); piece += step) {
-    SoftmaxState<kDType, kHeadDim> state(queries, heads, p.softmax_scale * kLog2E);
+    State state(queries, heads, p.softmax_scale * kLog2E);
     const std::int64_t last = std::min(finder.count(), piece + step);
-    for (std::int64_t first = piece; first < last; first += kRowTile) {
-      RowTile& tile = tiles[now];
-      RowTile& next = tiles[now ^= 1];
-      finder.fill(first + kRowTile, next);
+    for (std::int64_t first = piece; first < last;) {
       std::fill_n(tile.seen, heads, tile.count);
-      state.add(tile, next);
+      state.add(tile);
+      first += kTileRows;
+      tile.advance(first, finder.count(), finder);
     }
     for (int g = 0; g < heads; ++g) {
       float o[kHeadDim];

@@ -33,7 +33,7 @@ void merge_partials(const MergeParams& p, int row, int q_head) {
   const SequenceView& sequence = a.rows[row];
   const int served = num_served(a, row);
   const int head = q_head / served;
-  const int row_pieces = num_row_pieces(num_attended_rows(a, row, head));
+  const int row_pieces = num_row_pieces(num_attended_rows(a, row, head), kCpuPieceRows);
   State state;
   const auto add_piece = [&](int piece) {
     const PartialHead& part = a.partials.head(row, q_head, piece);

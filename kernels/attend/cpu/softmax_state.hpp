@@ -8,18 +8,53 @@
 
 #include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/attend/rules.hpp"
+#include "kernels/common/cpu/lanes.hpp"
 #include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 
 namespace clusterkv::attend::CLUSTERKV_ISA {
 
-/// Rows of one tile, wherever they lie.
+/// Rows that are scored and then added. Few: keys and values of a store lie side by side, and while a tile
+/// is small its memory is read from one end to the other (docs/performance.md).
+inline constexpr int kTileRows = 16;
+/// How far ahead rows are brought into the cache.
+inline constexpr int kFetchRows = kTileRows / 2;
+
+/// Rows of one tile, wherever they lie, and the rows after them that are fetched meanwhile.
 struct RowTile {
   int count = 0;
   int seen[kMaxPassHeads];  ///< rows that each head sees, the first ones
-  const std::byte* key[kRowTile];
-  const std::byte* value[kRowTile];
+  const std::byte* key[kTileRows + kFetchRows];
+  const std::byte* value[kTileRows + kFetchRows];
+
+  /// The first of `num_rows` > 0 rows; find(i, key, value) tells where row i lies.
+  template <class Find>
+  void begin(std::int64_t num_rows, const Find& find) {
+    fill(0, 0, num_rows, find);
+  }
+
+  /// From the tile before to rows from `first` on, which begin kTileRows later.
+  template <class Find>
+  void advance(std::int64_t first, std::int64_t num_rows, const Find& find) {
+    std::copy(key + kTileRows, key + kTileRows + kFetchRows, key);
+    std::copy(value + kTileRows, value + kTileRows + kFetchRows, value);
+    fill(kFetchRows, first, num_rows, find);
+  }
+
+ private:
+  /// Past the end the last row stands again.
+  template <class Find>
+  void fill(int begin, std::int64_t first, std::int64_t num_rows, const Find& find) {
+    const auto end =
+        static_cast<int>(std::clamp<std::int64_t>(num_rows - first, begin, kTileRows + kFetchRows));
+    for (int i = begin; i < end; ++i) find(first + i, key[i], value[i]);
+    for (int i = end; i < kTileRows + kFetchRows; ++i) {
+      key[i] = key[i - 1];
+      value[i] = value[i - 1];
+    }
+    count = static_cast<int>(std::clamp<std::int64_t>(num_rows - first, 0, kTileRows));
+  }
 };
 
 /// Adds state (m2, l2, o2) to (m, l, o). States with l = 0 are empty.
@@ -40,10 +75,15 @@ CLUSTERKV_SIMD void add_state(float& m, float& l, float* o, float m2, float l2, 
   for (int d = 0; d < head_dim; ++d) o[d] = o[d] * a + o2[d] * b;
 }
 
-/// Which element of a row is at place d where rows are widened 16 elements at a time.
-template <DType kDType>
-constexpr int lane_place(int d) {
-  return d / simd::kLanes * simd::kLanes + simd::lane_element<kDType>(d % simd::kLanes);
+/// fn(place, element) for all places of a row that is widened 16 elements at a time.
+template <DType kDType, int kHeadDim, class Fn>
+CLUSTERKV_SIMD void in_lane_order(const Fn& fn) {
+  for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+#pragma GCC unroll 16  // so that places are known when compiling
+    for (int lane = 0; lane < simd::kLanes; ++lane) {
+      fn(d + lane, d + simd::lane_element<kDType>(lane));
+    }
+  }
 }
 
 /// The queries of a pass, in the forms that products with keys take.
@@ -61,7 +101,7 @@ struct Queries {
       if constexpr (kPaired) {
         split(query, high[g], low[g]);
       } else {
-        for (int d = 0; d < kHeadDim; ++d) lanes[g][d] = query[lane_place<kDType>(d)];
+        in_lane_order<kDType, kHeadDim>([&](int to, int from) { lanes[g][to] = query[from]; });
       }
     }
   }
@@ -88,22 +128,25 @@ class SoftmaxState {
   SoftmaxState(const Queries<kDType, kHeadDim>& query, int heads, float scale)
       : query_(query), heads_(heads), scale_(scale) {
     std::fill(std::begin(m_), std::end(m_), kMinusInfinity);
-    std::fill(std::begin(l_), std::end(l_), 0.0F);
+    for (int g = 0; g < heads; ++g) std::fill(l_[g], l_[g] + kTileRows, 0.0F);
     for (int g = 0; g < heads; ++g) std::fill(o_[g], o_[g] + kHeadDim, 0.0F);
   }
 
-  /// While `tile` is added its values come into the cache, and then the keys of `next`.
-  void add(RowTile& tile, const RowTile& next) {
-    for (int i = tile.count; i % kRows != 0; ++i) tile.key[i] = tile.key[tile.count - 1];
+  /// What add() would have fetched before the first tile.
+  CLUSTERKV_SIMD static void fetch_first(const RowTile& tile) {
+    for (int i = 0; i < kFetchRows; ++i) fetch_row(tile, i);
+  }
+
+  void add(const RowTile& tile) {
     query_.has_low ? score<2>(tile) : score<1>(tile);
     for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
-    add_values(tile, next);
+    add_values(tile);
   }
 
   [[nodiscard]] float m(int g) const { return m_[g]; }
-  [[nodiscard]] float l(int g) const { return l_[g]; }
+  [[nodiscard]] float l(int g) const { return tree_sum<kTileRows>(l_[g]); }
   void copy_o(int g, float* to) const {
-    for (int d = 0; d < kHeadDim; ++d) to[lane_place<kDType>(d)] = o_[g][d];
+    in_lane_order<kDType, kHeadDim>([&](int from, int at) { to[at] = o_[g][from]; });
   }
 
  private:
@@ -111,65 +154,71 @@ class SoftmaxState {
   static constexpr int kLineBytes = 64;
   /// Rows and heads whose products are finished at once, and rows whose sums are in registers.
   static constexpr int kRows = 4;
-  static constexpr int kFlight = simd::kParts == 1 ? 4 : 2;
-  static constexpr int kHeads = simd::kAccumulators / kFlight;
+  template <int kGroup>
+  static constexpr int kFlight = simd::kParts == 1 || kGroup < 4 ? 4 : 2;
 
   template <int kPlanes>
   void score(const RowTile& tile) {
     for (int row = 0; row < tile.count; row += kRows) {
-      for (int r = row; r < row + kRows && r < tile.count; ++r) prefetch_row(tile.value[r]);
+      fetch_rows(tile, kFetchRows + row / 2, kRows / 2);
       const std::byte* const* key = tile.key + row;
       int g = 0;
-      for (; g + kHeads <= heads_; g += kHeads) score_heads<kPlanes, kHeads>(key, g, row);
+      for (; g + 4 <= heads_; g += 4) score_heads<kPlanes, 4>(key, g, row);
+      for (; g + 2 <= heads_; g += 2) score_heads<kPlanes, 2>(key, g, row);
       for (; g < heads_; ++g) score_heads<kPlanes, 1>(key, g, row);
     }
   }
 
   template <int kPlanes, int kGroup>
   CLUSTERKV_SIMD void score_heads(const std::byte* const* key, int first_head, int row) {
-    simd::Floats sum[kGroup][kRows];
     if constexpr (Queries<kDType, kHeadDim>::kPaired) {
+      simd::Floats sum[kGroup][kRows];
       multiply_pairs<kPlanes>(key, first_head, sum);
+      write_scores(sum, first_head, row);
     } else {
-      for (int r = 0; r < kRows; r += kFlight) multiply(key, first_head, r, sum);
+      simd::Part sum[kGroup][kRows];
+      for (int r = 0; r < kRows; r += kFlight<kGroup>) multiply(key, first_head, r, sum);
+      write_scores(sum, first_head, row);
     }
-    write_scores(sum, first_head, row);
   }
 
-  /// Rows [row, row + kFlight).
+  /// Rows [row, row + kFlight): as many sums in registers as hide the latency of a multiply-add.
   template <int kGroup>
   CLUSTERKV_SIMD void multiply(const std::byte* const* key, int first_head, int row,
-                               simd::Floats (&sum)[kGroup][kRows]) const {
-    simd::Floats lanes[kGroup][kFlight];
-    for (auto& head : lanes) {
-      for (simd::Floats& of_row : head) of_row = simd::broadcast(0.0F);
-    }
+                               simd::Part (&sum)[kGroup][kRows]) const {
+    constexpr int kCount = kFlight<kGroup>;
+    simd::Part lanes[kGroup][kCount] = {};
 #pragma GCC unroll 1  // else what several calls load alike is kept on the stack
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
-      simd::Floats wide[kFlight];
-      for (int r = 0; r < kFlight; ++r) {
+      simd::Floats wide[kCount];
+      for (int r = 0; r < kCount; ++r) {
         wide[r] = simd::load_lanes<kDType>(key[row + r] + d * kElementBytes<kDType>);
       }
       for (int g = 0; g < kGroup; ++g) {
-        const simd::Floats q = simd::load(query_.lanes[first_head + g] + d);
-        for (int r = 0; r < kFlight; ++r) lanes[g][r] = simd::fma(wide[r], q, lanes[g][r]);
+        simd::Floats q = simd::load(query_.lanes[first_head + g] + d);
+        simd::pin(q);
+        for (int part = 0; part < simd::kParts; ++part) {
+          for (int r = 0; r < kCount; ++r) {
+            lanes[g][r] = simd::fma(wide[r].part[part], q.part[part], lanes[g][r]);
+          }
+        }
       }
     }
     for (int g = 0; g < kGroup; ++g) {
-      for (int r = 0; r < kFlight; ++r) sum[g][row + r] = lanes[g][r];
+      for (int r = 0; r < kCount; ++r) sum[g][row + r] = lanes[g][r];
     }
   }
 
-  template <int kPlanes, int kGroup, int kGroupRows>
+  template <int kPlanes, int kGroup>
   CLUSTERKV_SIMD void multiply_pairs(const std::byte* const* key, int first_head,
-                                     simd::Floats (&sum)[kGroup][kGroupRows]) const {
+                                     simd::Floats (&sum)[kGroup][kRows]) const {
     for (auto& head : sum) {
       for (simd::Floats& lanes : head) lanes = simd::broadcast(0.0F);
     }
     for (int d = 0; d < kHeadDim; d += simd::kPairLanes) {
       const bool whole = d + simd::kPairLanes <= kHeadDim;
-      simd::Pairs pairs[kGroupRows];
-      for (int r = 0; r < kGroupRows; ++r) {
+      simd::Pairs pairs[kRows];
+      for (int r = 0; r < kRows; ++r) {
         pairs[r] = whole ? simd::load_pairs(key[r] + 2 * d) : simd::load_half_pairs(key[r] + 2 * d);
       }
       for (int g = 0; g < kGroup; ++g) {
@@ -177,47 +226,50 @@ class SoftmaxState {
           const auto& from = plane == 0 ? query_.high : query_.low;
           const simd::Pairs q =
               simd::load_pairs(reinterpret_cast<const std::byte*>(from[first_head + g] + d));
-          for (int r = 0; r < kGroupRows; ++r) sum[g][r] = simd::dot_pairs(sum[g][r], pairs[r], q);
+          for (int r = 0; r < kRows; ++r) sum[g][r] = simd::dot_pairs(sum[g][r], pairs[r], q);
         }
       }
     }
   }
 
-  template <int kGroup, int kGroupRows>
-  CLUSTERKV_SIMD void write_scores(const simd::Floats (&sum)[kGroup][kGroupRows], int first_head,
+  template <int kGroup>
+  CLUSTERKV_SIMD void write_scores(const simd::Floats (&sum)[kGroup][kRows], int first_head,
                                    int row) {
-    simd::Quad dots[kGroup][kGroupRows / 4];
+    simd::Quad dots[kGroup][1];
     simd::tree_sums(sum, dots);
+    for (int g = 0; g < kGroup; ++g) write_dots(dots[g][0], first_head + g, row);
+  }
+  template <int kGroup>
+  CLUSTERKV_SIMD void write_scores(const simd::Part (&sum)[kGroup][kRows], int first_head,
+                                   int row) {
     for (int g = 0; g < kGroup; ++g) {
-      for (int r = 0; r < kGroupRows; r += 4) {
-        const simd::Quad scaled = dots[g][r / 4] * scale_;
-        std::memcpy(x_[first_head + g] + row + r, &scaled, sizeof scaled);
-      }
+      const auto& of = sum[g];
+      write_dots(simd::part_sums(of[0], of[1], of[2], of[3]), first_head + g, row);
     }
+  }
+  CLUSTERKV_SIMD void write_dots(simd::Quad dots, int g, int row) {
+    const simd::Quad scaled = dots * scale_;
+    std::memcpy(x_[g] + row, &scaled, sizeof scaled);
   }
 
   /// Logits of head g become weights; what was summed before moves to the new maximum.
   void rescale(int g, int count) {
-    std::fill(x_[g] + count, x_[g] + kRowTile, kMinusInfinity);
-    simd::Floats largest = simd::broadcast(m_[g]);
-    for (int i = 0; i < kRowTile; i += simd::kLanes) {
-      largest = simd::max(simd::load(x_[g] + i), largest);
+    static_assert(kTileRows == simd::kLanes);
+    if (count < kTileRows) std::fill(x_[g] + count, x_[g] + kTileRows, kMinusInfinity);
+    // NaN loses every comparison, and so weighs nothing.
+    const simd::Floats x = simd::max(simd::load(x_[g]), simd::broadcast(kMinusInfinity));
+    const float max = simd::largest(x);
+    if (max > m_[g]) {
+      const simd::Floats factor = simd::broadcast(exp2_fixed(m_[g] - max));
+      simd::store(simd::load(l_[g]) * factor, l_[g]);
+      for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+        simd::store(simd::load(o_[g] + d) * factor, o_[g] + d);
+      }
+      m_[g] = max;
     }
-    const float max = simd::max(largest);
-    if (max > m_[g] && l_[g] > 0.0F) {
-      const float factor = exp2_fixed(m_[g] - max);
-      l_[g] *= factor;
-      for (int d = 0; d < kHeadDim; ++d) o_[g][d] *= factor;
-    }
-    m_[g] = max;
-    simd::Floats sum = simd::broadcast(0.0F);
-    for (int i = 0; i < kRowTile; i += simd::kLanes) {
-      const simd::Floats p = simd::exp2_fixed(simd::load(x_[g] + i) - simd::broadcast(max));
-      simd::store(p, x_[g] + i);
-      sum = sum + p;
-    }
-    const simd::Quad quad = simd::fold(sum);
-    l_[g] += simd::finish(quad, quad, quad, quad)[0];
+    const simd::Floats p = simd::exp2_fixed(x - simd::broadcast(m_[g]));
+    simd::store(p, x_[g]);
+    simd::store(simd::load(l_[g]) + p, l_[g]);
   }
 
   struct Value {
@@ -225,29 +277,36 @@ class SoftmaxState {
     static simd::Floats load(const std::byte* from) { return simd::load_lanes<kDType>(from); }
   };
 
-  void add_values(const RowTile& tile, const RowTile& next) {
+  struct Fetch {
+    const RowTile& tile;
+    CLUSTERKV_SIMD void operator()(int row, int rows) const {
+      fetch_rows(tile, kTileRows + row / 2, (rows + 1) / 2);
+    }
+  };
+
+  void add_values(const RowTile& tile) {
     float* sums[kMaxPassHeads];
     for (int g = 0; g < heads_; ++g) sums[g] = o_[g];
-    add_weighted<Value, kHeadDim>(tile.value, tile.count, x_, heads_, sums,
-                                  [&](int i, std::size_t first, std::size_t bytes) {
-                                    if (i >= next.count) return;
-                                    for (std::size_t at = 0; at < bytes; at += kLineBytes) {
-                                      simd::prefetch(next.key[i] + first + at);
-                                    }
-                                  });
+    add_weighted<Value, kHeadDim>(tile.value, tile.count, x_, heads_, sums, Fetch{tile});
   }
 
-  static void prefetch_row(const std::byte* row) {
-    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(row + at);
+  /// While a tile is scored and added, as many rows are fetched: half of them in each turn, key and value.
+  /// Inlined, as GCC leaves out calls of functions that do nothing but fetch.
+  CLUSTERKV_SIMD static void fetch_rows(const RowTile& tile, int first, int rows) {
+    for (int i = first; i < first + rows; ++i) fetch_row(tile, i);
+  }
+  CLUSTERKV_SIMD static void fetch_row(const RowTile& tile, int i) {
+    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(tile.key[i] + at);
+    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(tile.value[i] + at);
   }
 
   const Queries<kDType, kHeadDim>& query_;
   int heads_;
   float scale_;
   float m_[kMaxPassHeads];
-  float l_[kMaxPassHeads];
+  alignas(64) float l_[kMaxPassHeads][kTileRows];
   alignas(64) float o_[kMaxPassHeads][kHeadDim];
-  alignas(64) float x_[kMaxPassHeads][kRowTile];
+  alignas(64) float x_[kMaxPassHeads][kTileRows];
 };
 
 }  // namespace clusterkv::attend::CLUSTERKV_ISA

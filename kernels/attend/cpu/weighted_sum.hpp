@@ -12,53 +12,46 @@
 
 namespace clusterkv::attend::CLUSTERKV_ISA {
 
-/// What is done besides, once for each row: nothing.
+/// What is done besides, once for some rows: nothing.
 struct NoPrefetch {
-  void operator()(int /*row*/, std::size_t /*first_byte*/, std::size_t /*bytes*/) const {}
+  CLUSTERKV_SIMD void operator()(int /*row*/, int /*rows*/) const {}
 };
 
-/// Elements [first, first + 16 kChunks), for heads [head, head + kGroup).
-template <class Row, int kGroup, int kChunks, int kCount, class Prefetch>
-CLUSTERKV_SIMD void add_weighted_chunks(const std::byte* const* rows, int count,
-                                        const float (*weight)[kCount], int head, float* const* sums,
-                                        int first, const Prefetch& prefetch) {
-  constexpr int kStep = simd::kLanes * Row::kBytes;
-  simd::Floats sum[kGroup][kChunks];
-  for (int g = 0; g < kGroup; ++g) {
-    for (int c = 0; c < kChunks; ++c) {
-      sum[g][c] = simd::load(sums[head + g] + first + c * simd::kLanes);
-    }
-  }
-  const auto begin = static_cast<std::size_t>(first * Row::kBytes);
-  for (int i = 0; i < count; ++i) {
-    if (head == 0) prefetch(i, begin, std::size_t{kChunks * kStep});
-    const std::byte* row = rows[i] + begin;
-    simd::Floats wide[kChunks];
-    for (int c = 0; c < kChunks; ++c) wide[c] = Row::load(row + c * kStep);
+/// Rows that are added at once: read side by side from one end to the other, as hardware expects it, and
+/// enough that sums need not be read and written often.
+inline constexpr int kSumRows = 4;
+
+/// Rows [row, row + kRows), for heads [head, head + kGroup).
+template <class Row, int kHeadDim, int kGroup, int kRows, int kCount>
+CLUSTERKV_SIMD void add_weighted_rows(const std::byte* const* rows, int row,
+                                      const float (*weight)[kCount], int head, float* const* sums) {
+#pragma GCC unroll 1  // else what several calls load alike is kept on the stack
+  for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+    simd::Floats wide[kRows];
+    for (int r = 0; r < kRows; ++r) wide[r] = Row::load(rows[row + r] + d * Row::kBytes);
     for (int g = 0; g < kGroup; ++g) {
-      const simd::Floats w = simd::broadcast(weight[head + g][i]);
-      for (int c = 0; c < kChunks; ++c) sum[g][c] = simd::fma(w, wide[c], sum[g][c]);
-    }
-  }
-  for (int g = 0; g < kGroup; ++g) {
-    for (int c = 0; c < kChunks; ++c) {
-      simd::store(sum[g][c], sums[head + g] + first + c * simd::kLanes);
+      simd::Floats sum = simd::load(sums[head + g] + d);
+      for (int r = 0; r < kRows; ++r) {
+        sum = simd::fma(simd::broadcast(weight[head + g][row + r]), wide[r], sum);
+      }
+      simd::store(sum, sums[head + g] + d);
     }
   }
 }
 
-template <class Row, int kHeadDim, int kGroup, int kCount, class Prefetch>
-void add_weighted_heads(const std::byte* const* rows, int count, const float (*weight)[kCount],
-                        int head, float* const* sums, const Prefetch& prefetch) {
-  constexpr int kAll = kHeadDim / simd::kLanes;
-  constexpr int kChunks = std::clamp(simd::kAccumulators / kGroup, 1, kAll);
-  for (int c = 0; c + kChunks <= kAll; c += kChunks) {
-    add_weighted_chunks<Row, kGroup, kChunks>(rows, count, weight, head, sums, c * simd::kLanes,
-                                              prefetch);
+template <class Row, int kHeadDim, int kRows, int kCount>
+CLUSTERKV_SIMD void add_weighted_heads(const std::byte* const* rows, int row,
+                                       const float (*weight)[kCount], int heads,
+                                       float* const* sums) {
+  int g = 0;
+  for (; g + 4 <= heads; g += 4) {
+    add_weighted_rows<Row, kHeadDim, 4, kRows>(rows, row, weight, g, sums);
   }
-  if constexpr (kAll % kChunks != 0) {
-    add_weighted_chunks<Row, kGroup, kAll % kChunks>(
-        rows, count, weight, head, sums, kAll / kChunks * kChunks * simd::kLanes, prefetch);
+  for (; g + 2 <= heads; g += 2) {
+    add_weighted_rows<Row, kHeadDim, 2, kRows>(rows, row, weight, g, sums);
+  }
+  for (; g < heads; ++g) {
+    add_weighted_rows<Row, kHeadDim, 1, kRows>(rows, row, weight, g, sums);
   }
 }
 
@@ -67,15 +60,14 @@ void add_weighted_heads(const std::byte* const* rows, int count, const float (*w
 template <class Row, int kHeadDim, int kCount, class Prefetch = NoPrefetch>
 void add_weighted(const std::byte* const* rows, int count, const float (*weight)[kCount], int heads,
                   float* const* sums, const Prefetch& prefetch = {}) {
-  int g = 0;
-  for (; g + 4 <= heads; g += 4) {
-    add_weighted_heads<Row, kHeadDim, 4>(rows, count, weight, g, sums, prefetch);
+  int row = 0;
+  for (; row + kSumRows <= count; row += kSumRows) {
+    prefetch(row, kSumRows);
+    add_weighted_heads<Row, kHeadDim, kSumRows>(rows, row, weight, heads, sums);
   }
-  for (; g + 2 <= heads; g += 2) {
-    add_weighted_heads<Row, kHeadDim, 2>(rows, count, weight, g, sums, prefetch);
-  }
-  for (; g < heads; ++g) {
-    add_weighted_heads<Row, kHeadDim, 1>(rows, count, weight, g, sums, prefetch);
+  for (; row < count; ++row) {
+    prefetch(row, 1);
+    add_weighted_heads<Row, kHeadDim, 1>(rows, row, weight, heads, sums);
   }
 }
 

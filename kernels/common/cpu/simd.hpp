@@ -351,6 +351,17 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
   }
 }
 
+/// Of one part: a * b + c as fma() of all of them.
+CLUSTERKV_SIMD Part fma(Part a, Part b, Part c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // ------------------------------------------------------------------ products of 16-bit integers
 // Sums of integers do not depend on their order: one register takes all products of a row.
 inline constexpr int kWordLanes = 2 * kPartLanes;
