@@ -41,7 +41,7 @@ enum class Tail : std::uint8_t {
 
 /// Where the rows of clustered tokens lie.
 enum class Residency : std::uint8_t {
-  kAuto,    ///< CPU: kDevice
+  kAuto,    ///< CPU: kDevice; CUDA: kHost
   kDevice,  ///< beside the index, read in place
   kHost,    ///< in the host store; selected rows are recalled into a bounded pool of slots
 };

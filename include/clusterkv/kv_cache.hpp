@@ -24,7 +24,7 @@ inline namespace v0 {
 struct Resources {
   Backend backend = Backend::kCpu;
   Executor* executor = nullptr;      ///< null: a pool of our own, as many threads as cores
-  MemoryResource* memory = nullptr;  ///< null: default_memory_resource()
+  MemoryResource* memory = nullptr;  ///< null: default_memory_resource(); CUDA's own with kCuda
 };
 
 /// The keys and values of many sequences, for all layers of one model on one device.
@@ -36,6 +36,11 @@ struct Resources {
 /// Guarantees: the same bits for any batch composition, any cut of a prompt into chunks, any
 /// residency and any number of threads. A call that throws leaves the cache as it was. No call
 /// keeps a pointer into its arguments but plan(), which keeps the workspace.
+///
+/// CUDA: tensors lie in device or pinned memory. Calls enqueue on their stream and return; all calls of a
+/// cache take the same stream, or streams that the caller orders. append() and attend() may be captured into
+/// a graph, which serves the later steps of its plan: pad rows to the captured number, keep the tensors
+/// where they are, and call update() outside. docs/recall.md says who waits for whom.
 ///
 /// Thread safety: const calls may run beside each other; any other call needs the caller's order.
 /// Different caches are independent.
@@ -130,7 +135,8 @@ class ClusterKVCache {
   /// in it go to the tail.
   /// \throws as attend(); ValueError if ids are not ascending or do not exist, or a count is not in
   ///         1 .. the cluster's size; CapacityError if a list has more rows than the larger of the
-  ///         plan's budget and what dense_threshold makes of it
+  ///         plan's budget and what dense_threshold makes of it. CUDA looks at the tensors' forms alone:
+  ///         a list ends before an entry for which the others would throw
   void attend_selected(int layer, const DecodePlan& plan, const Selection& selection,
                        const AttendArgs& args, Stream stream = {});
 
@@ -149,6 +155,7 @@ class ClusterKVCache {
   void read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
                  const TensorView& key, const TensorView& value, Stream stream = {}) const;
 
+  /// CUDA: waits until the stream of the last call has passed.
   [[nodiscard]] CacheStats stats() const;
 
  private:

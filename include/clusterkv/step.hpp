@@ -46,7 +46,7 @@ struct MemoryNeeds {
 };
 
 /// Scratch memory of a plan: the caller's, of the sizes in MemoryNeeds, aligned to 64 bytes. Must
-/// outlive the plan. A plan's calls never use more.
+/// outlive the plan. A plan's calls never use more. CUDA: `data` is device memory, `pinned` pinned.
 struct Workspace {
   void* data = nullptr;
   std::size_t bytes = 0;

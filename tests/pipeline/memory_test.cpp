@@ -10,6 +10,7 @@
 #include <new>
 
 #include "tests/support/cache_fixture.hpp"
+#include "tests/support/errors.hpp"
 
 namespace {
 
