@@ -25,7 +25,7 @@ void check(cudaError_t status) {
 ckv::TensorView tensor(int tokens, int heads) {
   const auto count = static_cast<std::size_t>(tokens * heads * kHeadDim);
   std::vector<float> data(count);
-  for (float& x : data) x = static_cast<float>(std::rand()) / RAND_MAX - 0.5F;
+  for (float& x : data) x = static_cast<float>(std::rand() % 1000) / 1000 - 0.5F;
   void* memory = nullptr;
   check(cudaMalloc(&memory, count * sizeof(float)));
   check(cudaMemcpy(memory, data.data(), count * sizeof(float), cudaMemcpyDefault));
