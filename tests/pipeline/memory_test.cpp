@@ -7,10 +7,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <new>
+#include <shared_mutex>
+#include <thread>
 
 #include "tests/support/cache_fixture.hpp"
 #include "tests/support/errors.hpp"
+#include "tests/support/lock_count.hpp"
 
 namespace {
 
@@ -260,7 +264,19 @@ class Loop {
   AttentionOut out_;
 };
 
-TEST_P(Memory, DecodeStepsAllocateNothing) {
+TEST(LockCount, SeesTheLocksOfOtherThreads) {
+  if (!kCountsLocks) GTEST_SKIP() << "a sanitizer counts for itself";
+  begin_counting_locks();
+  std::mutex mutex;
+  std::shared_mutex shared;
+  std::thread([&] {
+    const std::lock_guard one(mutex);
+    const std::shared_lock two(shared);
+  }).join();
+  EXPECT_GE(end_counting_locks(), 2);
+}
+
+TEST_P(Memory, DecodeStepsAllocateNothingAndLockNothing) {
   if (!kCountsNews) GTEST_SKIP() << "a sanitizer counts for itself";
   for (const HeadGrouping grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
     config_.select.grouping = grouping;
@@ -271,9 +287,11 @@ TEST_P(Memory, DecodeStepsAllocateNothing) {
     const std::int64_t segments = loop.segments();
     news = 0;
     for (int i = 1; i <= 400; ++i) {
+      begin_counting_locks();
       counting = true;
       loop.step(i);
       counting = false;
+      ASSERT_EQ(end_counting_locks(), 0) << "in step " << i;
       ASSERT_EQ(news, 0) << "in step " << i;
     }
     EXPECT_GT(loop.segments(), segments + 20) << "windows were sealed in between";

@@ -8,7 +8,7 @@
 
 #include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/attend/rules.hpp"
-#include "kernels/common/cpu/lanes.hpp"
+#include "kernels/common/cpu/lane_sums.hpp"
 #include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"

@@ -2,207 +2,85 @@
 //
 // score_clusters (stage 3, select). Contract and shapes: select/select.hpp.
 //
-// Mapping: four clusters of a block at a time, against four heads of the group where registers allow.
-//          A block's scores stay in the L1 cache until its sums are formed.
+// Mapping: a few clusters of a block at a time, against four heads of the group where registers allow, in the
+//          order in which they lie: what fetches ahead of reads follows nothing else. A block's scores
+//          stay in the L1 cache until its sums are formed, head by head.
 // Bound:   memory with an int8 index, arithmetic with others.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "kernels/common/cpu/simd.hpp"
+#include "kernels/common/cpu/simd_select.hpp"
 #include "kernels/common/dispatch.hpp"
-#include "kernels/common/numeric.hpp"
 #include "kernels/select/cpu/ops.hpp"
+#include "kernels/select/cpu/queries.hpp"
 #include "kernels/select/rules.hpp"
 
 namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
-/// Clusters, and heads, whose products are finished at once; clusters whose sums are in registers.
-constexpr int kTile = 4;
-constexpr int kTileHeads = 4;
-constexpr int kFlight = simd::kParts == 1 ? 4 : 2;
-using BlockScores = float[kBlockClusters];
+// Loops over a block are not unrolled: the constants of a polynomial would leave their registers.
+static_assert(kBlockPartials == simd::kLanes);
 
-/// The queries of a pass as two int8 planes in one 16-bit integer: products with int8 centroids are
-/// integer sums.
-template <int kHeadDim>
-class IntQueries {
- public:
-  IntQueries(const float* query, int heads, float softmax_scale) : heads_(heads) {
-    for (int g = 0; g < heads; ++g) quantise(g, query + g * kHeadDim, softmax_scale * kLog2E);
-  }
+/// Rows of the clusters of a block, as floats just as exact: there are fewer than 2^24.
+struct BlockSizes {
+  alignas(64) float rows[kBlockClusters];
 
-  /// z of clusters [first, first + kTile) of a block, for every head.
-  void score(const std::byte* centroids, const float* centroid_scale, int first, BlockScores* z) {
-    const auto* rows = reinterpret_cast<const std::int8_t*>(centroids) + first * kHeadDim;
-    simd::Quad scale;
-    std::memcpy(&scale, centroid_scale + first, sizeof scale);
-    int g = 0;
-    for (; g + kTileHeads <= heads_; g += kTileHeads)
-      multiply<kTileHeads>(g, rows, scale, first, z);
-    for (; g < heads_; ++g) multiply<1>(g, rows, scale, first, z);
-  }
-
- private:
-  static constexpr int kStep = simd::kWordLanes;
-  static constexpr int kWords = (kHeadDim + kStep - 1) / kStep * kStep;
-
-  void quantise(int g, const float* query, float scale) {
-    float max_abs = 0.0F;
-    for (int d = 0; d < kHeadDim; ++d) {
-      const float magnitude = std::abs(query[d]);
-      max_abs = magnitude > max_abs ? magnitude : max_abs;
-    }
-    const bool usable = max_abs > 0.0F && max_abs <= 3.4e38F;
-    const float inverse = usable ? kQueryMax / max_abs : 0.0F;
-    for (int d = 0; d < kHeadDim; ++d) query_[g][d] = quantise_query(query[d], inverse);
-    factor_[g] = scale * (usable ? max_abs / kQueryMax : 0.0F);
-  }
-
-  template <int kGroup>
-  CLUSTERKV_SIMD void multiply(int head, const std::int8_t* rows, const simd::Quad& scale,
-                               int first, BlockScores* z) const {
-    simd::IntPart sum[kGroup][kTile];
-    for (int c = 0; c < kTile; c += kFlight) add_products(head, rows, c, sum);
-    simd::IntQuad dot[kGroup][1];
-    simd::tree_sums(sum, dot);
-    for (int g = 0; g < kGroup; ++g) {
-      const simd::Quad scores =
-          __builtin_convertvector(dot[g][0], simd::Quad) * (scale * factor_[head + g]);
-      std::memcpy(z[head + g] + first, &scores, sizeof scores);
+  explicit BlockSizes(const std::uint32_t* offset) {
+    for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+      simd::store(simd::differences(offset + c), rows + c);
     }
   }
+};
 
-  /// Of clusters [c, c + kFlight).
-  template <int kGroup>
-  CLUSTERKV_SIMD void add_products(int head, const std::int8_t* rows, int c,
-                                   simd::IntPart (&sum)[kGroup][kTile]) const {
-    simd::IntPart lanes[kGroup][kFlight] = {};
+/// t of one head over one block in place of z, -inf without rows, as score() and spread_weight() of single
+/// numbers. Returns the largest of it.
+CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread, float query_spread,
+                                   float* z, float* z_out) {
+  simd::Floats largest = simd::broadcast(kMinusInfinity);
 #pragma GCC unroll 1
-    for (int d = 0; d < kWords; d += kStep) {
-      simd::Words centroid[kFlight];
-      for (int i = 0; i < kFlight; ++i) {
-        const std::int8_t* bytes = rows + (c + i) * kHeadDim + d;
-        centroid[i] = d + kStep <= kHeadDim ? simd::widen_bytes<kStep>(bytes)
-                                            : simd::widen_bytes<kHeadDim % kStep>(bytes);
-      }
-      for (int g = 0; g < kGroup; ++g) {
-        const simd::Words q = simd::load_words(query_[head + g] + d);
-        for (int i = 0; i < kFlight; ++i) {
-          lanes[g][i] = simd::dot_words(lanes[g][i], centroid[i], q);
-        }
-      }
+  for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+    const simd::Floats rows = simd::load(sizes.rows + c);
+    simd::Floats t = simd::where_positive(rows, simd::load(z + c), simd::broadcast(0.0F));
+    if (z_out != nullptr) simd::store(t, z_out + c);
+    if (spread != nullptr) {
+      t = t + simd::log2_1p_fixed(simd::load(spread + c) * simd::broadcast(query_spread));
     }
-    for (int g = 0; g < kGroup; ++g) {
-      for (int i = 0; i < kFlight; ++i) sum[g][c + i] = lanes[g][i];
-    }
+    t = simd::where_positive(rows, t, simd::broadcast(kMinusInfinity));
+    simd::store(t, z + c);
+    largest = simd::max(t, largest);
   }
-
-  int heads_;
-  float factor_[kMaxPassHeads];  ///< turns a product into z, without the centroid's scale
-  alignas(64) std::int16_t query_[kMaxPassHeads][kWords] = {};
-};
-
-/// The queries of a pass for centroids of floating point: sums in the order of dot_fixed().
-template <DType kStored, int kHeadDim>
-class FloatQueries {
- public:
-  FloatQueries(const float* query, int heads, float softmax_scale)
-      : query_(query), heads_(heads), factor_(softmax_scale * kLog2E) {}
-
-  /// As IntQueries::score(); the centroids' scale is 1.
-  void score(const std::byte* centroids, const float*, int first, BlockScores* z) {
-    const std::byte* rows = centroids + first * kRowBytes;
-    int g = 0;
-    for (; g + kGroup <= heads_; g += kGroup) multiply<kGroup>(g, rows, first, z);
-    for (; g < heads_; ++g) multiply<1>(g, rows, first, z);
-  }
-
- private:
-  static constexpr int kGroup = simd::kAccumulators < kTile ? 1 : simd::kAccumulators / kTile;
-  static constexpr int kRowBytes = kHeadDim * kElementBytes<kStored>;
-
-  template <int kHeads>
-  CLUSTERKV_SIMD void multiply(int head, const std::byte* rows, int first, BlockScores* z) const {
-    simd::Floats sum[kHeads][kTile];
-    for (auto& of_head : sum) {
-      for (simd::Floats& lanes : of_head) lanes = simd::broadcast(0.0F);
-    }
-    for (int d = 0; d < kHeadDim; d += simd::kLanes) {
-      simd::Floats centroid[kTile];
-      for (int c = 0; c < kTile; ++c) {
-        centroid[c] = simd::load_row<kStored>(rows + c * kRowBytes + d * kElementBytes<kStored>);
-      }
-      for (int g = 0; g < kHeads; ++g) {
-        const simd::Floats q = simd::load(query_ + (head + g) * kHeadDim + d);
-        for (int c = 0; c < kTile; ++c) sum[g][c] = sum[g][c] + q * centroid[c];
-      }
-    }
-    simd::Quad dot[kHeads][1];
-    simd::tree_sums(sum, dot);
-    for (int g = 0; g < kHeads; ++g) {
-      const simd::Quad scores = dot[g][0] * factor_;
-      std::memcpy(z[head + g] + first, &scores, sizeof scores);
-    }
-  }
-
-  const float* query_;
-  int heads_;
-  float factor_;
-};
-
-template <IndexDType kIndex, int kHeadDim>
-struct QueriesFor {
-  using Type = FloatQueries<kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32, kHeadDim>;
-};
-template <int kHeadDim>
-struct QueriesFor<IndexDType::kInt8, kHeadDim> {
-  using Type = IntQueries<kHeadDim>;
-};
-
-/// 1/2 s^2 sum_d q_d^2 D_d of a query for one segment.
-template <int kHeadDim>
-float query_spread(const float* query, const float* profile, float scale) {
-  float squared[kHeadDim];
-  for (int d = 0; d < kHeadDim; ++d) squared[d] = query[d] * query[d];
-  return 0.5F * scale * scale * dot_fixed<kHeadDim>(squared, profile);
+  return simd::max_lane(largest);
 }
 
-/// e and sums of one head over one block.
-BlockSums finish_block(const float* t, const std::int32_t* size, float* e) {
-  float masked[kBlockClusters];
-  for (int c = 0; c < kBlockClusters; ++c) masked[c] = size[c] > 0 ? t[c] : kMinusInfinity;
-  simd::Floats largest = simd::broadcast(kMinusInfinity);
+/// e and sums of one head over one block. Where no cluster has rows t - max is NaN, of which exp2_fixed()
+/// makes 0.
+CLUSTERKV_SIMD BlockSums finish_masses(const BlockSizes& sizes, const float* t, float max,
+                                       float* e) {
+  simd::Floats sum = simd::broadcast(0.0F);
+  simd::Floats mass = simd::broadcast(0.0F);
+#pragma GCC unroll 1
   for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
-    largest = simd::max(simd::load(masked + c), largest);
+    const simd::Floats share = simd::exp2_fixed(simd::load(t + c) - simd::broadcast(max));
+    simd::store(share, e + c);
+    sum = sum + share;
+    mass = mass + simd::load(sizes.rows + c) * share;
   }
-  const float max = simd::max(largest);
-  if (max == kMinusInfinity) {
-    std::fill(e, e + kBlockClusters, 0.0F);
-    return {max, 0.0F, 0.0F};
-  }
-  for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
-    simd::store(simd::exp2_fixed(simd::load(masked + c) - simd::broadcast(max)), e + c);
-  }
-  float sum[kBlockPartials] = {};
-  float mass[kBlockPartials] = {};
-  for (int first = 0; first < kBlockClusters; first += kBlockPartials) {
-    for (int i = 0; i < kBlockPartials; ++i) {
-      sum[i] = sum[i] + e[first + i];
-      mass[i] = mass[i] + static_cast<float>(size[first + i]) * e[first + i];
-    }
-  }
-  return {max, tree_sum<kBlockPartials>(sum), tree_sum<kBlockPartials>(mass)};
+  const simd::Quad sums = simd::fold(sum);
+  const simd::Quad masses = simd::fold(mass);
+  const simd::Quad both = simd::finish(sums, masses, sums, masses);
+  return {max, both[0], both[1]};
 }
 
 template <IndexDType kIndex, int kHeadDim>
 class Scorer {
+  using Queries = typename QueriesFor<kIndex, kHeadDim>::Type;
+
  public:
   Scorer(const ScoreParams& p, const ScoreItem& item, int first_head, int heads)
       : p_(p),
         item_(item),
         row_(p.rows[item.row]),
+        out_(p.scores[item.row]),
         group_(row_.group(p.num_q_heads, p.num_kv_heads)),
         first_head_(first_head),
         heads_(heads),
@@ -229,53 +107,38 @@ class Scorer {
   void score_block(int block) {
     const std::uint32_t physical = row_.blocks[block];
     const std::uint32_t* offset = p_.index.block_offset(item_.kv_head, physical);
-    for (int c = 0; c < kBlockClusters; ++c) {
-      size_[c] = static_cast<std::int32_t>(offset[c + 1] - offset[c]);
-    }
+    const BlockSizes sizes(offset);
     const std::int64_t entry = p_.index.plane_block(item_.kv_head, physical) * kBlockClusters;
     const std::byte* centroids = p_.index.block_centroids(item_.kv_head, physical);
-    for (int c = 0; c < num_used(); c += kTile) {
+    // Unused clusters come last, and nothing was written for them.
+    const std::uint32_t end = offset[kBlockClusters];
+    for (int c = 0; c < kBlockClusters && offset[c] < end; c += Queries::kTile) {
       queries_.score(centroids, p_.index.centroid_scale + entry, c, z_);
     }
-    const std::int64_t at = std::int64_t{item_.kv_head} * row_.num_blocks + block;
+    const float* spread = p_.use_spread ? p_.index.spread + entry : nullptr;
+    const std::int64_t at =
+        (std::int64_t{item_.kv_head} * row_.num_blocks + block) * group_ + first_head_;
+    float max[kMaxPassHeads];
+    // Maxima of all heads first, so that nothing waits for them.
     for (int g = 0; g < heads_; ++g) {
-      finish(g, p_.index.spread + entry, at * group_ + first_head_ + g);
+      float* z_out = out_.z == nullptr ? nullptr : out_.z + (at + g) * kBlockClusters;
+      max[g] = finish_scores(sizes, spread, query_spread_[g], z_[g], z_out);
     }
-  }
-
-  /// Unused clusters come last, and nothing was written for them.
-  int num_used() const {
-    int used = kBlockClusters;
-    while (used > 0 && size_[used - 1] == 0) --used;
-    return used;
-  }
-
-  void finish(int g, const float* spread, std::int64_t at) {
-    const RowScores& out = p_.scores[item_.row];
-    float* z = z_[g];
-    for (int c = 0; c < kBlockClusters; ++c) z[c] = size_[c] > 0 ? z[c] : 0.0F;
-    if (out.z != nullptr) std::copy(z, z + kBlockClusters, out.z + at * kBlockClusters);
-    if (p_.use_spread) {
-      const float query_spread = query_spread_[g];
-      // score() and spread_weight(), which are of single numbers.
-      for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
-        const simd::Floats w = simd::load(spread + c) * simd::broadcast(query_spread);
-        simd::store(simd::load(z + c) + simd::log2_1p_fixed(w), z + c);
-      }
+    for (int g = 0; g < heads_; ++g) {
+      out_.blocks[at + g] = finish_masses(sizes, z_[g], max[g], out_.e + (at + g) * kBlockClusters);
     }
-    out.blocks[at] = finish_block(z, size_, out.e + at * kBlockClusters);
   }
 
   const ScoreParams& p_;
   const ScoreItem& item_;
   const SequenceView& row_;
+  const RowScores& out_;
   int group_;
   int first_head_;
   int heads_;
   const float* query_;
-  typename QueriesFor<kIndex, kHeadDim>::Type queries_;
+  Queries queries_;
   float query_spread_[kMaxPassHeads];
-  alignas(64) std::int32_t size_[kBlockClusters];
   alignas(64) BlockScores z_[kMaxPassHeads] = {};
 };
 

@@ -63,30 +63,42 @@ class Chooser {
         totals_[first + g] = combine_blocks(row_, scores_, kv_head_, group_, first + g, &sum[g]);
         max[g] = totals_[first + g].max;
       }
+      alignas(64) float factor[kMaxPassHeads][simd::kLanes];
       for (int block = 0; block < row_.num_blocks; ++block) {
-        float factor[kMaxPassHeads];
-        for (int g = 0; g < heads; ++g) {
-          const std::int64_t at = block_of_scores(block, first + g);
-          factor[g] = softmax_factor(scores_.blocks[at].max, max[g], sum[g]);
+        const int lane = block % simd::kLanes;
+        for (int g = 0; g < heads && lane == 0; ++g) {
+          simd::store(softmax_factors(block, first + g, max[g], sum[g]), factor[g]);
         }
-        add_votes(block, first, heads, factor);
+        add_votes(block, first, heads, &factor[0][lane]);
       }
     }
-    std::uint32_t* keys = scratch_.keys;
-    const std::int64_t clusters = std::int64_t{row_.num_blocks} * kBlockClusters;
-    for (std::int64_t c = 0; c < clusters; ++c) keys[c] = vote_key(std::bit_cast<float>(keys[c]));
   }
 
+  /// softmax_factor() of the next 16 blocks.
+  [[nodiscard]] simd::Floats softmax_factors(int block, int member, float max, float sum) const {
+    if (!(sum > 0.0F)) return simd::broadcast(0.0F);
+    float block_max[simd::kLanes];
+    for (int i = 0; i < simd::kLanes; ++i) {
+      const bool exists = block + i < row_.num_blocks;
+      block_max[i] = exists ? scores_.blocks[block_of_scores(block + i, member)].max : 0.0F;
+    }
+    return simd::exp2_fixed(simd::load(block_max) - simd::broadcast(max)) / simd::broadcast(sum);
+  }
+
+  /// `factor` has simd::kLanes numbers a head.
   void add_votes(int block, int first, int heads, const float* factor) {
-    std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
+    std::uint32_t* keys = scratch_.keys + std::int64_t{block} * kBlockClusters;
     const float* e = scores_.e + block_of_scores(block, first) * kBlockClusters;
     for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
       simd::Floats vote = first > 0 ? simd::load(keys + c) : simd::broadcast(0.0F);
       for (int g = 0; g < heads; ++g) {
-        vote = vote + simd::load(e + g * kBlockClusters + c) * simd::broadcast(factor[g]);
+        vote = vote +
+               simd::load(e + g * kBlockClusters + c) * simd::broadcast(factor[g * simd::kLanes]);
       }
       simd::store(vote, keys + c);
     }
+    if (first + heads < members_) return;
+    for (int c = 0; c < kBlockClusters; ++c) keys[c] = vote_key(std::bit_cast<float>(keys[c]));
   }
 
   void score_keys() {
@@ -122,22 +134,35 @@ class Chooser {
     const std::int64_t budget = std::min<std::int64_t>(row_.budget_tokens, row_.num_stored);
     std::uint32_t floor = 0;  // of keys that may still be chosen
     std::int64_t full = budget;
-    for (int first = 0; first < row_.num_blocks * kBlockClusters; first += kStep) {
-      std::uint32_t key[kStep];
-      std::copy_n(scratch_.keys + first, kStep, key);
-      bool any = false;
-      for (const std::uint32_t k : key) any |= k >= floor;
-      if (!any) continue;
-      const std::uint32_t* offset = offset_of(first / kBlockClusters) + first % kBlockClusters;
-      for (int i = 0; i < kStep; ++i) {
-        if (key[i] >= floor) keep(key[i], first + i, static_cast<int>(offset[i + 1] - offset[i]));
+    for (int block = 0; block < row_.num_blocks; ++block) {
+      if (!any_from<kBlockClusters>(floor, block * kBlockClusters)) continue;
+      const std::uint32_t* offset = offset_of(block);
+      for (int c = 0; c < kBlockClusters; c += kStep) {
+        const int first = block * kBlockClusters + c;
+        if (!any_from<kStep>(floor, first)) continue;
+        std::uint32_t key[kStep];  // those kept take the place of keys
+        std::copy_n(scratch_.keys + first, kStep, key);
+        for (int i = 0; i < kStep; ++i) {
+          const std::uint32_t begin = offset[c + i];
+          if (key[i] >= floor) keep(key[i], first + i, static_cast<int>(offset[c + i + 1] - begin));
+        }
+        if (rows_ < full + budget) continue;
+        // A later one with the same key comes after those kept.
+        floor = drop_below_budget(budget) + 1;
+        full = rows_;
       }
-      if (rows_ < full + budget) continue;
-      floor =
-          drop_below_budget(budget) + 1;  // a later one with the same key comes after those kept
-      full = rows_;
     }
     if (rows_ > budget) drop_below_budget(budget);
+  }
+
+  /// Whether one of kCount keys is at the floor or above.
+  template <int kCount>
+  [[nodiscard]] bool any_from(std::uint32_t floor, int first) const {
+    std::uint32_t above = 0;
+    for (int i = 0; i < kCount; ++i) {
+      above |= static_cast<std::uint32_t>(scratch_.keys[first + i] >= floor);
+    }
+    return above != 0;
   }
 
   /// Leaves the choice among those kept; the last of it is trimmed. Returns its lowest key.
@@ -201,6 +226,20 @@ class Chooser {
   std::int64_t rows_ = 0;  ///< of those kept
 };
 
+/// Sums of 16 blocks, each to its partial.
+CLUSTERKV_SIMD void add_blocks(const BlockSums* blocks, float max, simd::Floats& sum,
+                               simd::Floats& mass) {
+  float part[3][simd::kLanes];
+  for (int j = 0; j < simd::kLanes; ++j) {
+    part[0][j] = blocks[j].max;
+    part[1][j] = blocks[j].sum;
+    part[2][j] = blocks[j].mass_sum;
+  }
+  const simd::Floats factor = simd::exp2_fixed(simd::load(part[0]) - simd::broadcast(max));
+  sum = sum + simd::load(part[1]) * factor;
+  mass = mass + simd::load(part[2]) * factor;
+}
+
 }  // namespace
 
 HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int kv_head, int group,
@@ -211,16 +250,28 @@ HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int 
     const float block_max = sums[std::int64_t{b} * group].max;
     max = block_max > max ? block_max : max;
   }
-  float sum[kCombinePartials] = {};
-  float mass[kCombinePartials] = {};
-  for (int b = 0; b < row.num_blocks; ++b) {
-    const BlockSums& block = sums[std::int64_t{b} * group];
-    const float factor = exp2_fixed(block.max - max);
-    sum[b % kCombinePartials] = sum[b % kCombinePartials] + block.sum * factor;
-    mass[b % kCombinePartials] = mass[b % kCombinePartials] + block.mass_sum * factor;
+  // 32 blocks at a time, one a partial sum; those that are not there add 0.
+  constexpr int kHalves = kCombinePartials / simd::kLanes;
+  simd::Floats sum[kHalves];
+  simd::Floats mass[kHalves];
+  for (int i = 0; i < kHalves; ++i) sum[i] = mass[i] = simd::broadcast(0.0F);
+  for (int first = 0; first < row.num_blocks; first += kCombinePartials) {
+    for (int i = 0; i < kHalves; ++i) {
+      BlockSums some[simd::kLanes];
+      const int begin = first + i * simd::kLanes;
+      for (int j = 0; j < simd::kLanes; ++j) {
+        some[j] = begin + j < row.num_blocks ? sums[std::int64_t{begin + j} * group]
+                                             : BlockSums{kMinusInfinity, 0.0F, 0.0F};
+      }
+      add_blocks(some, max, sum[i], mass[i]);
+    }
   }
-  *softmax_sum = tree_sum<kCombinePartials>(sum);
-  return {max, tree_sum<kCombinePartials>(mass)};
+  static_assert(kHalves == 2);
+  const simd::Quad sums_left = simd::fold(sum[0] + sum[1]);
+  const simd::Quad masses_left = simd::fold(mass[0] + mass[1]);
+  const simd::Quad both = simd::finish(sums_left, masses_left, sums_left, masses_left);
+  *softmax_sum = both[0];
+  return {max, both[1]};
 }
 
 void select_clusters(const SelectParams& params, int row, int head, const SelectScratch& scratch) {
