@@ -14,7 +14,8 @@
 
 namespace clusterkv::select::CLUSTERKV_ISA {
 
-/// Clusters, and heads, whose products are finished at once; clusters whose sums are in registers.
+/// Heads whose products are formed at once; clusters whose sums are in registers meanwhile, and how many
+/// registers these leave when they are joined.
 constexpr int kTileHeads = 4;
 constexpr int kFlight = simd::kJoin;
 constexpr int kJoined = simd::kSums / kFlight;
