@@ -18,6 +18,9 @@ CLUSTERKV_HD inline int num_clusters(int num_tokens, int tokens_per_cluster, int
   return num_tokens == 0 ? 0 : (lifted < num_tokens ? lifted : num_tokens);
 }
 
+/// What centroids are divided by for the cosine is never less: zero centroids stay zero.
+inline constexpr float kSmallestNorm = 1e-12F;
+
 /// The token an unseeded cluster starts from: evenly spaced.
 CLUSTERKV_HD inline int even_start(int cluster, int num_tokens, int num_clusters) {
   return static_cast<int>(std::int64_t{cluster} * num_tokens / num_clusters);

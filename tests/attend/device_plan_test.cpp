@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kernels/attend/cuda/attend_ops.hpp"
 #include "kernels/common/numeric.hpp"
@@ -219,6 +220,24 @@ TEST_F(DeviceAttendPlan, NanOfAHeadStaysThere) {
   }
   Outputs of_rows = attend_plan(p, 1, views[1].num_blocks);
   EXPECT_EQ(head_of(of_rows, 0), head_of(want, 0));
+}
+
+// Its values do reach them: docs/decisions/004-cuda-kernels.md.
+TEST_F(DeviceAttendPlan, NanKeyOfALaterTokenDoesNotReachEarlierOnes) {
+  constexpr int kTokens = 3;
+  testing::SceneShape shape = shape_of({2 * kTokens, 1}, {{20, 90}});
+  shape.num_pending = 17;
+  Attention attention(shape, HeadGrouping::kShared, 1, {kTokens, kTokens});
+  round_query(attention.scene.query);
+  attention.choose_some();
+  SequenceView views[2];
+  const AttendParams p = alone(attention, views);
+  Outputs want = attend_plan(p, kTokens, views[1].num_blocks);
+  const std::int64_t last = views[1].first_pending + shape.num_pending - 1;
+  std::memset(attention.scene.live.bytes(0, last), 0xFF, kHeadDim * sizeof(std::uint16_t));
+  Outputs got = attend_plan(p, kTokens, views[1].num_blocks);
+  for (int at = 0; at < 2 * (kTokens - 1); ++at)
+    EXPECT_EQ(head_of(got, at), head_of(want, at)) << at;
 }
 
 TEST_F(DeviceAttendPlan, OneToSixteenQueryTokens) {

@@ -85,8 +85,11 @@ TEST_P(DeviceAttend, RowsMatchReference) {
   }
 }
 
+// Four heads: 12 pieces in which a warp has three tiles, more than buffers. Others: pieces of one tile a warp.
 TEST_P(DeviceAttend, ManyPiecesMatchReference) {
-  Attention attention = make({{20, 1200}, {90, 1000}}, 30);
+  const auto& [dtype, dim, heads, grouping] = GetParam();
+  const bool is_long = heads.q == 4 && grouping == HeadGrouping::kShared;
+  Attention attention = make({{20, is_long ? 1200 : 150}, {90, is_long ? 1000 : 120}}, 30);
   attention.all_rows = true;
   const Result got = run_on_device(attention);
   for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
@@ -96,7 +99,7 @@ TEST_P(DeviceAttend, ManyPiecesMatchReference) {
 
 TEST_P(DeviceAttend, TailMatchesReferenceAndKeepsTheClustersOfTheCpu) {
   for (const IndexDType dtype : {IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32}) {
-    Attention attention = make({{20, 90}, {130, 400}, {64, 200}}, 11, dtype);
+    Attention attention = make({{20, 60}, {130, 200}, {64, 100}}, 11, dtype);
     attention.choose_some();
     attention.tail = Tail::kMean;
     Result cpu = attention.run();
@@ -123,12 +126,25 @@ TEST_P(DeviceAttend, TailAloneIsOnePartOfTheWhole) {
   }
 }
 
+/// What runs in many schedules: pieces of rows and of the tail and their merge, in one launch.
+TEST_P(DeviceAttend, RowsAndTailInOneLaunch) {
+  Attention attention = make({{20, 90}, {130, 250}});
+  attention.choose_some();
+  attention.tail = Tail::kMean;
+  const Result got = run_on_device(attention);
+  for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
+    auto terms = attention.row_terms(head);
+    for (auto& term : attention.tail_terms(head)) terms.push_back(std::move(term));
+    expect_near(attention, got, head, terms);
+  }
+}
+
 TEST_P(DeviceAttend, QueryTokensAreCausal) {
   const auto& [dtype, dim, heads, grouping] = GetParam();
   if (grouping == HeadGrouping::kPerQueryHead) return;
   for (const int tokens : {2, 3, 16}) {
     testing::SceneShape shape = shape_of({Backend::kCuda, dtype, dim}, {heads.q * tokens, heads.kv},
-                                         {{20, 90}, {130, 400}});
+                                         {{20, 60}, {130, 200}});
     shape.num_pending = 17;
     Attention attention(shape, grouping, 1, {tokens, tokens + 1});
     round_query(attention.scene);
@@ -153,7 +169,7 @@ TEST_P(DeviceAttend, NothingToAttendGivesZeroAndMinusInfinity) {
 }
 
 TEST_P(DeviceAttend, SameBitsOnEveryRun) {
-  Attention attention = make({{20, 90}, {130, 400}});
+  Attention attention = make({{20, 60}, {130, 200}});
   attention.choose_some();
   attention.tail = Tail::kMean;
   const Result first = run_on_device(attention);

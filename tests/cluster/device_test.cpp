@@ -117,14 +117,14 @@ void update(const std::vector<Vec>& keys, const std::vector<std::int32_t>& label
 
 TEST_P(DeviceCluster, EveryLabelIsAsGoodAsTheBest) {
   for (const Metric metric : {Metric::kCosine, Metric::kL2, Metric::kInnerProduct}) {
-    for (const auto& [n, c] : {std::pair{160, 20}, std::pair{161, 13}, std::pair{700, 70}}) {
+    for (const auto& [n, c] : {std::pair{160, 20}, std::pair{161, 13}, std::pair{530, 70}}) {
       const Keys keys(op(), testing::clustered_rows(random, n, dim(), 9, 1.0), random);
       std::vector<Vec> centroids;
       for (int k = 0; k < c; ++k) {
         centroids.push_back(keys.exact[static_cast<std::size_t>(k * n / c)]);
       }
       // Each iteration is judged from the labels the device found before it.
-      for (int iterations = 1; iterations <= 3; ++iterations) {
+      for (int iterations = 1; iterations <= (n > 512 ? 2 : 3); ++iterations) {
         const Result got = cluster({keys.run, c, metric, iterations, false, 0});
         const double unit = op().dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
         for (std::size_t i = 0; i < keys.exact.size(); ++i) {
@@ -184,7 +184,10 @@ TEST_P(DeviceCluster, StartsFromTheSeededTokens) {
 
 TEST_P(DeviceCluster, AsManyClustersAsTokensAndOne) {
   const Keys keys(op(), testing::clustered_rows(random, 40, dim(), 40, 1.0), random);
-  cluster({keys.run, 40, Metric::kL2, 3, false, 0});
+  const Result all = cluster({keys.run, 40, Metric::kL2, 3, false, 0});
+  for (int i = 0; i < 40; ++i) {
+    EXPECT_EQ(all.labels[static_cast<std::size_t>(i)], i) << "a token is nearest to itself";
+  }
   const Result one = cluster({keys.run, 1, Metric::kCosine, 3, false, 0});
   EXPECT_EQ(one.offset, (std::vector<std::int32_t>{0, 40}));
 }
@@ -195,6 +198,14 @@ TEST_P(DeviceCluster, ZeroKeysAllGoToTheFirstCluster) {
     const Result got = cluster({keys.run, 6, metric, 2, false, 0});
     EXPECT_EQ(got.labels, std::vector<std::int32_t>(40, 0));
   }
+  // A centroid of zeros has the score 0, not NaN: better than one that points away.
+  std::vector<Vec> rows(40, Vec(static_cast<std::size_t>(dim()), -1.0));
+  rows[0].assign(rows[0].size(), 0.0);
+  rows[20].assign(rows[20].size(), 1.0);
+  std::vector<std::int32_t> labels(40, 0);
+  labels[20] = 1;
+  EXPECT_EQ(cluster({Keys(op(), rows, random).run, 2, Metric::kCosine, 1, false, 0}).labels,
+            labels);
 }
 
 // More than two tiles of centroids: the third takes the place of the first.
@@ -250,10 +261,10 @@ TEST_P(DeviceCluster, RefusesWhatOneBlockOfThreadsDoesNotHold) {
 
 TEST_P(DeviceCluster, SameBitsInAnySchedule) {
   const Keys keys(op(), testing::clustered_rows(random, 300, dim(), 12, 1.0), random);
-  const Result first = cluster({keys.run, 70, Metric::kCosine, 3, false, 0});
+  const Result first = cluster({keys.run, 70, Metric::kCosine, 2, false, 0});
   for (const std::uint64_t seed : {8, 9}) {
     set_schedule(seed);
-    EXPECT_EQ(cluster({keys.run, 70, Metric::kCosine, 3, false, 0}), first);
+    EXPECT_EQ(cluster({keys.run, 70, Metric::kCosine, 2, false, 0}), first);
   }
 }
 

@@ -89,9 +89,6 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
     return {static_cast<int>(jobs_.size()), 200, 90, nullptr};
   }
 
-  testing::Random random_{43};
-  TestRows live_;
-  std::vector<std::unique_ptr<std::vector<std::uint32_t>>> blocks_;
   /// All jobs, on both: the same bits.
   void build(TestIndex& cpu, TestIndex& device, const DeviceJobs& jobs) {
     for (const Job& job : jobs_) {
@@ -105,6 +102,9 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
     EXPECT_TRUE(device.same_all(cpu.snapshot()));
   }
 
+  testing::Random random_{43};
+  TestRows live_;
+  std::vector<std::unique_ptr<std::vector<std::uint32_t>>> blocks_;
   std::vector<std::uint32_t> row_pages_ = {3, 1, 4, 0};
   std::vector<Job> jobs_;
 };

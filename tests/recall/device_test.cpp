@@ -79,6 +79,7 @@ struct PoolCase {
   int head_dim;
   int capacity = 150;       ///< of a list; above 1024 all lists are full: two rounds of a block
   std::size_t padding = 0;  ///< bytes after each row of the store and of the slots
+  std::uint32_t steps = 12;
 };
 
 class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInterface<PoolCase> {
@@ -156,7 +157,7 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
 };
 
 TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
-  const auto [num_slots, served, num_rows, head_dim, capacity, padding] = GetParam();
+  const auto [num_slots, served, num_rows, head_dim, capacity, padding, steps] = GetParam();
   const int heads = kHeads * served;
   const auto entries = static_cast<std::size_t>(num_rows * heads * capacity);
   testing::Guarded<std::uint32_t> row_ids(entries);
@@ -178,7 +179,7 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
                                    static_cast<std::size_t>(num_slots) * quad_bytes(),
                                    static_cast<std::int64_t>(num_quads()),
                                    num_slots};
-  for (std::uint32_t step = 1; step <= 12; ++step) {
+  for (std::uint32_t step = 1; step <= steps; ++step) {
     draw_lists(static_cast<int>(step), lists);
     // Some rows forget what was not used in the last two steps.
     std::vector<std::uint32_t> retain_from;
@@ -211,17 +212,17 @@ std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
   const PoolCase& c = info.param;
   return "slots" + std::to_string(c.num_slots) + "_lists" + std::to_string(c.served) + "_rows" +
          std::to_string(c.num_rows) + "_d" + std::to_string(c.head_dim) +
-         (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "");
+         (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "") +
+         (c.steps < 12 ? "_short" : "");
 }
-INSTANTIATE_TEST_SUITE_P(Ops, DeviceRecall,
-                         ::testing::Values(PoolCase{400, 1, 1, 128}, PoolCase{60, 1, 1, 64},
-                                           PoolCase{3, 1, 2, 80}, PoolCase{150, 1, 3, 96},
-                                           PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
-                                           PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128},
-                                           PoolCase{100, 1, 1, 64, 1100},
-                                           PoolCase{150, 1, 1, 80, 150, 32},
-                                           PoolCase{150, 1, 1, 256, 150, 16}),
-                         name_of_pool);
+INSTANTIATE_TEST_SUITE_P(
+    Ops, DeviceRecall,
+    ::testing::Values(PoolCase{400, 1, 1, 128}, PoolCase{60, 1, 1, 64}, PoolCase{3, 1, 2, 80},
+                      PoolCase{150, 1, 3, 96}, PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
+                      PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128},
+                      PoolCase{100, 1, 1, 64, 1100}, PoolCase{150, 1, 1, 80, 150, 32},
+                      PoolCase{150, 1, 1, 256, 150, 16}, PoolCase{12, 2, 2, 64, 60, 0, 2}),
+    name_of_pool);
 
 }  // namespace
 }  // namespace clusterkv::recall

@@ -154,6 +154,21 @@ TEST_F(DeviceSelectEdges, TwoRowsOfAPlan) {
   }
 }
 
+// What runs in many schedules.
+TEST_F(DeviceSelectEdges, TwoSlicesOfClusters) {
+  testing::Random random(6);
+  Plant plant;
+  plant.t.resize(2);
+  for (int i = 0; i < on_device::kSliceClusters + 100; ++i) {
+    plant.sizes.push_back(random.between(0, 3));
+    for (Vec& t : plant.t) t.push_back(std::round(8.0 * double{random.normal()}) / 4);
+  }
+  Planted planted(plant);
+  for (const auto grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
+    expect_same(planted, 700, grouping, false);
+  }
+}
+
 TEST_F(DeviceSelectEdges, EqualScoresAndClustersWithoutRows) {
   std::vector<int> sizes(90, 3);
   sizes[80] = 0;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/cluster/cpu/ops.hpp"
+#include "kernels/cluster/rules.hpp"
 
 namespace clusterkv::cluster::CLUSTERKV_ISA {
 namespace {
@@ -26,7 +27,7 @@ void pack_centroids(const PackParams& p) {
     const float* centroid = p.centroids + std::size_t(c) * std::size_t(p.head_dim);
     const float norm2 = squared_norm(centroid, p.head_dim);
     const float scale =
-        p.metric == Metric::kCosine ? 1.0F / std::max(std::sqrt(norm2), 1e-12F) : 1.0F;
+        p.metric == Metric::kCosine ? 1.0F / std::max(std::sqrt(norm2), kSmallestNorm) : 1.0F;
     p.bias[c] = p.metric == Metric::kL2 ? 0.5F * norm2 : 0.0F;
     float* panel = p.panels + std::size_t(c / kPanel * kPanel) * std::size_t(p.head_dim);
     for (int d = 0; d < p.head_dim; ++d) panel[d * kPanel + c % kPanel] = centroid[d] * scale;

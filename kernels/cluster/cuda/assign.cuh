@@ -204,7 +204,7 @@ template <DType kDType, int kHeadDim, int kLanes>
 __device__ inline float finish_mean(ChannelSums<kDType, kHeadDim, kLanes>& sums, Metric metric) {
   if (metric == Metric::kCosine) {
     const float norm = sqrtf(sums.squared_norm());
-    sums.multiply(1.0F / (norm > 1e-12F ? norm : 1e-12F));
+    sums.multiply(1.0F / (norm > cluster::kSmallestNorm ? norm : cluster::kSmallestNorm));
   }
   return metric == Metric::kL2 ? 0.5F * sums.squared_norm() : 0.0F;
 }

@@ -22,6 +22,8 @@ namespace {
 
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::size_t kGuardBytes = 4096;
+/// Between the tops of neighbours' stacks, so that a warp's do not all compete for the same cache sets.
+constexpr std::size_t kStagger = 9 * 64;
 
 /// Stacks of all fibers of a block, each above a page that may not be touched.
 std::byte* stack_top(int number) {
@@ -36,7 +38,8 @@ std::byte* stack_top(int number) {
     }
     return first;
   }();
-  return stacks + (static_cast<std::size_t>(number) + 1) * (kStackBytes + kGuardBytes);
+  const auto index = static_cast<std::size_t>(number);
+  return stacks + (index + 1) * (kStackBytes + kGuardBytes) - index % kWarpLanes * kStagger;
 }
 
 }  // namespace
@@ -49,28 +52,24 @@ BlockRun::BlockRun(const LaunchConfig& config, const std::function<void()>& kern
       shared_bytes_(config.shared_bytes),
       static_shared_(static_shared),
       random_(random),
-      fibers_(config.block.x * config.block.y * config.block.z) {
+      fibers_(config.block.x * config.block.y * config.block.z),
+      there_((fibers_.size() + kWarpLanes - 1) / kWarpLanes),
+      waiting_(there_.size()) {
   for (std::size_t i = 0; i < fibers_.size(); ++i) {
     Fiber& fiber = fibers_[i];
     fiber.number = static_cast<int>(i);
     fiber.lane = fiber.number % 32;
     fiber.warp = fiber.number / 32;
     fiber.block = &block_;
+    there_[i / kWarpLanes] |= 1U << fiber.lane;
     const auto number = static_cast<unsigned>(i);
     fiber.index = {number % config.block.x, number / config.block.x % config.block.y,
                    number / config.block.x / config.block.y};
-    fiber.context = make_fcontext(stack_top(fiber.number), kStackBytes, &BlockRun::enter);
+    fiber.context = make_fcontext(stack_top(fiber.number), kStackBytes - kWarpLanes * kStagger,
+                                  &BlockRun::enter);
   }
   alive_ = static_cast<int>(fibers_.size());
   for (int i = alive_ - 1; i >= 0; --i) ready_.push_back(i);
-}
-
-bool BlockRun::is_shared(const void* at, std::size_t bytes) const {
-  const auto* byte = static_cast<const std::byte*>(at);
-  const auto lies_in = [&](const std::byte* base, std::size_t size) {
-    return byte >= base && byte + bytes <= base + size;
-  };
-  return lies_in(shared_, shared_bytes_) || lies_in(static_shared_.base, static_shared_.bytes);
 }
 
 void BlockRun::enter(transfer_t transfer) {
@@ -118,6 +117,7 @@ void BlockRun::wake(Fiber& fiber) {
 
 void BlockRun::finish(Fiber& fiber) {
   fiber.state = State::kDone;
+  there_[static_cast<std::size_t>(fiber.warp)] &= ~(1U << fiber.lane);
   --alive_;
   if (!fiber.copies.empty()) {
     report("exit with copies under way, started at " + where(fiber.copies[0].site));
@@ -156,8 +156,11 @@ void BlockRun::join(unsigned mask, Collective collective, void* arguments,
   self.collective = collective;
   self.mask = mask;
   self.arguments = arguments;
+  unsigned& waiting = waiting_[static_cast<std::size_t>(self.warp)];
+  waiting |= 1U << self.lane;
   if ((mask >> self.lane & 1U) == 0) report("mask without its caller at " + where(site));
   if (!complete(mask, self)) return wait();
+  waiting &= ~mask;
   void* lanes[32] = {};
   const auto first = static_cast<std::size_t>(self.warp) * 32;
   for (std::size_t lane = 0; lane < 32 && first + lane < fibers_.size(); ++lane) {
@@ -173,7 +176,9 @@ void BlockRun::join(unsigned mask, Collective collective, void* arguments,
 
 /// Whether all lanes of the mask wait for the same as the last one.
 bool BlockRun::complete(unsigned mask, const Fiber& last) {
-  const auto first = static_cast<std::size_t>(last.warp) * 32;
+  const auto warp = static_cast<std::size_t>(last.warp);
+  if ((mask & ~there_[warp]) == 0 && (mask & ~waiting_[warp]) != 0) return false;
+  const std::size_t first = warp * 32;
   for (std::size_t lane = 0; lane < 32; ++lane) {
     if ((mask >> lane & 1U) == 0) continue;
     if (first + lane >= fibers_.size()) {

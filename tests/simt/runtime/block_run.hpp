@@ -76,7 +76,13 @@ class BlockRun {
   [[nodiscard]] std::byte* shared() const { return shared_; }
   [[nodiscard]] std::size_t shared_bytes() const { return shared_bytes_; }
   /// Dynamic or static.
-  [[nodiscard]] bool is_shared(const void* at, std::size_t bytes) const;
+  [[nodiscard]] bool is_shared(const void* at, std::size_t bytes) const {
+    const auto* byte = static_cast<const std::byte*>(at);
+    const auto lies_in = [&](const std::byte* base, std::size_t size) {
+      return byte >= base && byte + bytes <= base + size;
+    };
+    return lies_in(shared_, shared_bytes_) || lies_in(static_shared_.base, static_shared_.bytes);
+  }
   [[nodiscard]] const Block& block() const { return block_; }
 
  private:
@@ -96,6 +102,9 @@ class BlockRun {
   std::mt19937_64* random_;  ///< null: in order
   std::vector<Fiber> fibers_;
   std::vector<int> ready_;
+  // By warp, masks of lanes: those that have not left, and those in State::kCollective.
+  std::vector<unsigned> there_;
+  std::vector<unsigned> waiting_;
   boost::context::detail::fcontext_t scheduler_{};
   int alive_ = 0;
   int at_barrier_ = 0;

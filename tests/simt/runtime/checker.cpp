@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
@@ -124,6 +125,40 @@ void remember(Access& access, std::uint8_t bytes, bool is_atomic, bool is_read,
 
 using checker::Kind;
 
+template <class Bytes>
+bool is_written_as(const unsigned char* state) {
+  Bytes bytes;
+  std::memcpy(&bytes, state, sizeof bytes);
+  return bytes == static_cast<Bytes>(static_cast<Bytes>(~Bytes{0}) / 255 * kWritten);
+}
+
+/// The usual case, told at a glance.
+bool is_all_written(const unsigned char* state, std::size_t bytes) {
+  switch (bytes) {
+    case 1: return *state == kWritten;
+    case 2: return is_written_as<std::uint16_t>(state);
+    case 4: return is_written_as<std::uint32_t>(state);
+    case 8: return is_written_as<std::uint64_t>(state);
+    case 16: return is_written_as<std::uint64_t>(state) && is_written_as<std::uint64_t>(state + 8);
+    default: return false;
+  }
+}
+
+/// False if that was not allowed.
+bool check_state(unsigned char* state, std::size_t bytes, Kind kind, Site site, const void* pc) {
+  if (is_all_written(state, bytes)) return true;
+  for (std::size_t i = 0; i < bytes; ++i) {
+    if (state[i] == kNobodys) return complain("out of bounds", site, pc), false;
+    if (kind == Kind::kWrite) {
+      state[i] = kWritten;
+    } else if (checker::is_on() && state[i] != kWritten) {
+      complain(state[i] == kInFlight ? "read of a copy under way" : "uninitialised read", site, pc);
+      return true;
+    }
+  }
+  return true;
+}
+
 void check_word(const Region& region, std::size_t at, std::uint8_t bytes, Kind kind, bool is_shared,
                 Site site, const void* pc) {
   Word& word = region.words[at];
@@ -191,19 +226,9 @@ void access(const void* at, std::size_t bytes, Kind kind, Site site, const void*
   const Region* region = region_of(at);
   if (region == nullptr) return;
   const std::size_t first = region->offset(at);
-  for (std::size_t i = first; i < first + bytes; ++i) {
-    unsigned char& state = region->state[i];
-    if (state == kNobodys) return complain("out of bounds", site, pc);
-    if (kind == Kind::kWrite) {
-      state = kWritten;
-    } else if (is_on() && state != kWritten) {
-      complain(state == kInFlight ? "read of a copy under way" : "uninitialised read", site, pc);
-      break;
-    }
-  }
-  if (!is_on()) return;
-  if (kind == Kind::kAtomic) pass_on(at);
+  if (!check_state(region->state + first, bytes, kind, site, pc) || !is_on()) return;
   const bool is_shared = current_block->is_shared(at, bytes);
+  if (kind == Kind::kAtomic && !is_shared) pass_on(at);
   for (std::size_t i = first; i < first + bytes;) {
     const std::size_t next = std::min(first + bytes, (i / kWord + 1) * kWord);
     const auto mask = static_cast<std::uint8_t>(((1U << (next - i)) - 1) << (i % kWord));

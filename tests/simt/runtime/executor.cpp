@@ -21,6 +21,7 @@ constexpr std::size_t kMaxReports = 50;
 
 Options options;
 std::mt19937_64 random;
+std::uint64_t until_preemption = 0;  ///< checked accesses
 std::vector<std::string> reports;
 
 bool is_random() {
@@ -35,6 +36,7 @@ void set_options(const Options& wanted) {
     options.seed = std::strtoull(seed, nullptr, 10);
   }
   random.seed(options.seed);
+  until_preemption = 0;
 }
 
 std::uint64_t seed() {
@@ -60,7 +62,9 @@ std::string where(Site site) {
 
 bool draw_preemption() {
   if (!is_random() || options.preemption <= 0) return false;
-  return std::uniform_real_distribution<>(0, 1)(random) < options.preemption;
+  if (until_preemption-- > 0) return false;
+  until_preemption = std::geometric_distribution<std::uint64_t>(options.preemption)(random);
+  return true;
 }
 
 bool draw_early_copy() {

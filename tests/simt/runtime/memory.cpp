@@ -14,6 +14,9 @@
 #include "simt/executor.hpp"
 
 namespace simt {
+
+constinit Region watched[2];
+
 namespace {
 
 constexpr std::size_t kArenaBytes = std::size_t{1} << 29;
@@ -36,7 +39,9 @@ Region make_region(std::byte* base, std::size_t bytes, std::size_t most) {
 
 /// Memory of a size, from the list of those given back or from where nothing was yet.
 struct Arena {
-  Region region = make_region(reserve<std::byte>(kArenaBytes), kArenaBytes, kArenaBytes);
+  Arena() { region = make_region(reserve<std::byte>(kArenaBytes), kArenaBytes, kArenaBytes); }
+
+  Region& region = watched[0];
   // By the granule an allocation begins at. Apart from it, so that broken kernels cannot harm them.
   std::uint32_t* bytes = reserve<std::uint32_t>(kArenaBytes / kGranule);
   std::uint32_t* next = reserve<std::uint32_t>(kArenaBytes / kGranule);
@@ -60,14 +65,9 @@ Arena& arena() {
   static Arena the_arena;
   return the_arena;
 }
-Region static_shared;
+Region& static_shared = watched[1];
 
 }  // namespace
-
-const Region* region_of(const void* at) {
-  if (arena().region.holds(at)) return &arena().region;
-  return static_shared.holds(at) ? &static_shared : nullptr;
-}
 
 void set_state(const void* memory, std::size_t bytes, ByteState state) {
   const Region* region = region_of(memory);

@@ -43,8 +43,16 @@ struct Region {
   }
 };
 
+/// The arena and the static shared memory; empty until they are made.
+extern constinit Region watched[2];
+
 /// Null for memory that nobody watches: the host's stack, and that of fibers.
-const Region* region_of(const void* at);
+inline const Region* region_of(const void* at) {
+  for (const Region& region : watched) {
+    if (region.holds(at)) return &region;
+  }
+  return nullptr;
+}
 void set_state(const void* memory, std::size_t bytes, ByteState state);
 
 /// All that kernels of this program have as `__shared__`, as this thread sees it. See device.hpp.

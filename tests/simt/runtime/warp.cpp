@@ -136,13 +136,15 @@ void mma_f32_lanes(Lanes<MmaArguments<float>> lanes, const Widen& widen) {
       }
     }
   }
+  float sum[16][8] = {};
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < 16; ++k) {
+      for (int column = 0; column < 8; ++column) sum[row][column] += a[row][k] * b[k][column];
+    }
+  }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8;
-      const int column = lane % 4 * 2 + i % 2;
-      float sum = 0;
-      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-      lanes[lane].d[i] += sum;
+      lanes[lane].d[i] += sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
     }
   }
 }
@@ -164,11 +166,15 @@ void mma_s8_lanes(Lanes<MmaArguments<std::int32_t>> lanes) {
       for (int i = 0; i < 2; ++i) b[4 * t + byte + 16 * i][g] = byte_of(lanes[lane].b[i], byte);
     }
   }
+  std::int32_t sum[16][8] = {};
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < 32; ++k) {
+      for (int column = 0; column < 8; ++column) sum[row][column] += a[row][k] * b[k][column];
+    }
+  }
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4 + i / 2 * 8;
-      const int column = lane % 4 * 2 + i % 2;
-      for (int k = 0; k < 32; ++k) lanes[lane].d[i] += a[row][k] * b[k][column];
+      lanes[lane].d[i] += sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
     }
   }
 }
@@ -181,8 +187,12 @@ void combine(Collective collective, void* const* lanes, unsigned mask) {
     case Collective::kMatch: match_lanes({lanes}, mask); break;
     case Collective::kLdmatrix: ldmatrix_lanes({lanes}); break;
     case Collective::kMovmatrix: movmatrix_lanes({lanes}); break;
-    case Collective::kMmaF16: mma_f32_lanes({lanes}, clusterkv::f16_to_float); break;
-    case Collective::kMmaBF16: mma_f32_lanes({lanes}, clusterkv::bf16_to_float); break;
+    case Collective::kMmaF16:
+      mma_f32_lanes({lanes}, [](auto x) { return clusterkv::f16_to_float(x); });
+      break;
+    case Collective::kMmaBF16:
+      mma_f32_lanes({lanes}, [](auto x) { return clusterkv::bf16_to_float(x); });
+      break;
     case Collective::kMmaS8: mma_s8_lanes({lanes}); break;
   }
 }
