@@ -15,8 +15,8 @@ namespace clusterkv::index {
 /// Layout: docs/layouts.md.
 class ClusterIndex {
  public:
-  ClusterIndex(const CacheConfig& config, const runtime::Capacity& capacity,
-               MemoryResource& memory, Device device = {});
+  ClusterIndex(const CacheConfig& config, const runtime::Capacity& capacity, MemoryResource& memory,
+               Device device = {});
   static std::size_t bytes(const CacheConfig& config, const runtime::Capacity& capacity);
 
   /// \pre the layer is not dense
