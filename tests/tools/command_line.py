@@ -99,7 +99,7 @@ def version_and_help():
 
 
 def bad_arguments():
-    fail("CUDA is not part of this version", "replay", TRACE, "--backend", "cuda", code=1)
+    fail("CUDA was not built", "replay", TRACE, "--backend", "cuda", code=1)
     fail("--budget", "replay", TRACE, "--budget", 0)
     fail("--layers: 7", "replay", TRACE, "--layers", 7, code=1)
     fail("--layers: 9,9", "replay", TRACE, "--layers", "9,9", code=1)
