@@ -66,8 +66,10 @@ def build(mutation, commands, link, work):
     first = next(i for i, word in enumerate(words) if word.startswith("-I"))
     words = words[:first] + [f"-I{overlay}", "-w"] + words[first:] + ["-g1"]  # lines are enough
     subprocess.run(words + ["-o", str(broken)], cwd=directory, check=True)
-    objects = [str(broken) if os.path.normpath(word).endswith(output) else word for word in link]
-    subprocess.run(objects + ["-o", str(overlay / "suites")], cwd=directory, check=True)
+    # First, so that its copies of what headers define are taken, not another unit's.
+    others = [word for word in link[1:] if not os.path.normpath(word).endswith(output)]
+    subprocess.run([link[0], str(broken), *others, "-o", str(overlay / "suites")], cwd=directory,
+                   check=True)
     return overlay / "suites"
 
 
