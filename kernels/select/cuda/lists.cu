@@ -89,27 +89,29 @@ __global__ __launch_bounds__(kThreads) void write_token_ids_kernel(TokenIdParams
   const int head = static_cast<int>(blockIdx.x);
   const SequenceView& view = p.rows[row];
   const int kv_head = head / (p.lists.selection_heads / p.num_kv_heads);
-  const std::int64_t middle =
-      p.all_rows ? view.num_stored : p.lists.num_rows[p.lists.list(row, head)];
-  const std::int64_t count = view.num_sinks + middle + view.num_pending;
-  const std::int64_t capacity = p.ids.shape[2];
-  for (std::int64_t i = threadIdx.x; i < capacity; i += kThreads) {
-    std::int64_t token = -1;
-    if (i < view.num_sinks) {
+  const int sinks = view.num_sinks;
+  const int stored = static_cast<int>(view.num_stored);
+  const int middle = p.all_rows ? stored : p.lists.num_rows[p.lists.list(row, head)];
+  const int count = sinks + middle + view.num_pending;
+  const int capacity = static_cast<int>(p.ids.shape[2]);
+  const std::uint32_t* rows = p.lists.rows_of(row, head);
+  const std::uint32_t* positions = p.positions + kv_head * p.positions_stride;
+  auto* ids =
+      static_cast<std::int32_t*>(p.ids.data) + row * p.ids.stride[0] + head * p.ids.stride[1];
+  for (int i = static_cast<int>(threadIdx.x); i < capacity; i += kThreads) {
+    int token = -1;
+    if (i < sinks) {
       token = i;
-    } else if (i < view.num_sinks + middle) {
-      const std::int64_t at = i - view.num_sinks;
-      token = p.all_rows
-                  ? view.num_sinks + at
-                  : p.positions[kv_head * p.positions_stride + p.lists.rows_of(row, head)[at]];
+    } else if (i < sinks + middle) {
+      token = p.all_rows ? i : static_cast<int>(positions[rows[i - sinks]]);
     } else if (i < count) {
-      token = view.num_stored + i - middle;
+      token = stored + i - middle;
     }
-    element(p.ids, row, head, i) = static_cast<std::int32_t>(token);
+    ids[i * p.ids.stride[2]] = token;
   }
   if (threadIdx.x != 0) return;
   static_cast<std::int32_t*>(p.counts.data)[row * p.counts.stride[0] + head * p.counts.stride[1]] =
-      static_cast<std::int32_t>(count < capacity ? count : capacity);
+      count < capacity ? count : capacity;
 }
 
 LaunchConfig per_list(const SelectionLists& lists, const PlanShape& shape,
