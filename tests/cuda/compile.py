@@ -24,8 +24,8 @@ FLAGS = ("-std=c++20 --expt-relaxed-constexpr -fmad=false -Werror all-warnings "
          "-Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,-warn-spills -cubin").split()
 SECONDS, MEGABYTES = 30, 700
 
-# Low 12 bits of an instruction, from cubins of known kernels. LDG and the generic LD have their size in
-# bits 73 .. 75.
+# Low 12 bits of an instruction, from cubins of known kernels. LDG, LDGSTS and the generic LD have their
+# size in bits 73 .. 75; that of LDGSTS is written in another way on sm_100.
 OPCODES = {0x23C: "HMMA", 0x237: "IMMA", 0x226: "IDP", 0x83B: "LDSM", 0xFAE: "LDGSTS", 0x387: "STL", 0x983: "LDL"}
 LOADS, SIXTEEN_BYTES = {0x981: "LDG.128", 0x980: "LD.128"}, 6
 
@@ -42,15 +42,18 @@ def sections(cubin):
         yield cubin[at:cubin.index(b"\0", at)].decode(), cubin[header[4]:header[4] + header[5]]
 
 
-def census(code):
+def census(code, arch):
     counts = collections.Counter()
     for at in range(0, len(code) - 15, 16):
         low, high = struct.unpack_from("<QQ", code, at)
         opcode = low & 0xFFF
+        size = (high >> 9) & 7
         if opcode in OPCODES:
             counts[OPCODES[opcode]] += 1
-        if opcode in LOADS and (high >> 9) & 7 == SIXTEEN_BYTES:
+        if opcode in LOADS and size == SIXTEEN_BYTES:
             counts[LOADS[opcode]] += 1
+        if OPCODES.get(opcode) == "LDGSTS" and size != (4 if arch == "sm_100" else SIXTEEN_BYTES):
+            counts["narrow copies"] += 1
     return counts
 
 
@@ -99,7 +102,7 @@ def compile_one(nvcc, work, file, arch):
     pattern = (r"Compiling entry function '(\S+)'[^\n]*\n[^\n]*\n\s+(\d+) bytes stack frame, (\d+) bytes "
                r"spill stores[^\n]*\n[^\n]*Used (\d+) registers(?:.*?(\d+) bytes smem)?")
     for mangled, stack, spills, registers, fixed in re.findall(pattern, log):
-        counts = census(code[".text." + mangled])
+        counts = census(code[".text." + mangled], arch)
         kernels.append(Kernel(short_name(mangled), arch, int(registers),
                               int(fixed or 0) + shared.get(mangled, 0), int(stack),
                               int(spills), counts))
@@ -142,24 +145,62 @@ def compare(kernels):
         yield f"{name} {arch}: in {TABLE.name}, but not compiled"
 
 
-ROW_KERNELS = ("assign", "attend", "cluster_segment", "decode", "recall_quads", "store_segment")
+def ceil_of(x, step):
+    return -(-x // step)
+
+
+def designed(kernel):
+    """(counts that the design gives, counts that it gives at least). A tile, or a block of 64 clusters, is in
+    the code once; loops over rows are unrolled as ptxas likes."""
+    name, _, arguments = kernel.name.partition(" ")
+    arguments = arguments.split(", ")
+    dims = [int(a) for a in arguments if a.isdigit()]
+    head_dim = dims[0] if dims else 0
+    lane_chunks = ceil_of(head_dim, 128)  # 16 lanes share a row
+    exact = dict.fromkeys(("HMMA", "IMMA", "IDP", "LDSM"), 0)
+    least = {}
+    if name in ("attend", "decode"):  # K by Q and V by P over 16 rows, which come by cp.async
+        exact["HMMA"] = exact["LDSM"] = 2 * head_dim // 16
+        least["LDGSTS"] = 1
+    if name in ("assign", "cluster_segment"):
+        # 16 keys by 8 clusters by 16 channels, head_dim rounded up to 32; two such tiles share a centroid. A lane
+        # keeps its keys: a load a product.
+        exact["HMMA"] = ceil_of(head_dim, 32) * 2 * (2 if head_dim <= 128 else 1)
+        if name == "assign":
+            exact["LDG.128"] = exact["HMMA"]
+            least["LDGSTS"] = 1
+        else:
+            least["LDG.128"] = exact["HMMA"] + 2 * lane_chunks  # starts, sums
+    if name == "mean":
+        least["LDG.128"] = 2 * lane_chunks
+    if name == "summarise":  # sums of keys and of values, squares
+        least["LDG.128"] = 3 * lane_chunks
+    if name == "recall_quads":  # two quads, or halves of those of head_dim 256, a warp
+        exact["LDG.128"] = 2 * ceil_of(min(head_dim, 128), 32)
+    if name in ("append_rows", "store_segment"):
+        least["LDG.128"] = 1
+    if name == "score_clusters" and arguments[0] == "int8":
+        least["LDGSTS"] = 1
+        columns = dims[1]
+        if arguments[3] == "mma":  # four tiles of 16 clusters by 32 elements, head_dim rounded up to 64
+            exact["IMMA"] = 4 * 2 * ceil_of(head_dim, 64) * columns
+        else:  # 16 elements of 8 clusters by two planes; the loop is not unrolled
+            exact["IDP"] = 4 * 8 * 2 * columns
+    return exact, least
 
 
 def against_design(kernel):
     """What the design says of a kernel's code and is not so."""
-    name, _, arguments = kernel.name.partition(" ")
-    counts, arguments = kernel.counts, arguments.split(", ")
-    if name in ROW_KERNELS and not counts["LDG.128"] + counts["LD.128"] + counts["LDGSTS"]:
-        yield "no 16-byte loads of rows"
-    if name in ("attend", "decode"):  # K by Q and V by P over a tile of 16 rows, which is in the code once
-        tile = 2 * int(arguments[1]) // 16
-        if counts["HMMA"] != tile or counts["LDSM"] != tile:
-            yield f"{counts['HMMA']} HMMA and {counts['LDSM']} LDSM, {tile} a tile"
-    if name == "score_clusters" and arguments[0] == "int8" and arguments[3] == "mma":
-        # 16 clusters by 32 elements each; head_dim is rounded up to 64, a block of 64 has 4 such tiles.
-        of_tile = -(-int(arguments[1]) // 64) * 2 * int(arguments[2])
-        if counts["IMMA"] == 0 or counts["IMMA"] % of_tile:
-            yield f"{counts['IMMA']} IMMA, {of_tile} for 16 clusters"
+    exact, least = designed(kernel)
+    counts = kernel.counts
+    for what, wanted in exact.items():
+        if counts[what] != wanted:
+            yield f"{counts[what]} {what}, {wanted} by design"
+    for what, wanted in least.items():
+        if counts[what] < wanted:
+            yield f"{counts[what]} {what}, at least {wanted} by design"
+    if counts["narrow copies"]:
+        yield f"{counts['narrow copies']} cp.async of less than 16 bytes"
 
 
 def main():
