@@ -12,7 +12,7 @@ __global__ void copy_one(const std::uint32_t* from, std::uint32_t* to) {
 __global__ void write_then_read(std::uint32_t* word, std::uint32_t* to, unsigned mask,
                                 unsigned reader) {
   if (threadIdx.x == 0) *word = 1;
-  if ((mask >> threadIdx.x & 1U) != 0) __syncwarp(mask);
+  if ((mask >> threadIdx.x % 32 & 1U) != 0) __syncwarp(mask);
   if (threadIdx.x == reader) *to = *word;
 }
 __global__ void read_then_write(std::uint32_t* word, std::uint32_t* to, unsigned mask,
@@ -26,6 +26,20 @@ __global__ void pass_by_hand(std::uint32_t* word, std::uint32_t* to, unsigned re
   if (threadIdx.x <= 1) __syncwarp(3);
   if (threadIdx.x == 1 || threadIdx.x == 2) __syncwarp(6);
   if (threadIdx.x == reader) *to = *word;
+}
+__global__ void hand_over(std::uint32_t* words, std::uint32_t* counter, std::uint32_t* to,
+                          bool fences) {
+  words[blockIdx.x] = 1;
+  if (fences) __threadfence();
+  if (atomicAdd(counter, 1U) == 1) *to = words[0] + words[1];
+}
+__global__ void meet_in_shared(std::uint32_t* words, std::uint32_t* to) {
+  __shared__ std::uint32_t counter;
+  counter = 0;
+  words[blockIdx.x] = 1;
+  __threadfence();
+  atomicAdd(&counter, 1U);
+  if (blockIdx.x == 1) *to = words[0];
 }
 namespace {
 

@@ -80,6 +80,12 @@ TEST(Checks, SyncwarpOrdersTheLanesOfItsMaskOnly) {
               ElementsAre(HasSubstr("race: read after write")));
 }
 
+TEST(Checks, SyncwarpOrdersNoOtherWarp) {
+  Words word(1), to(1);
+  EXPECT_THAT(reports_of(64, write_then_read, word.data(), to.data(), ~0U, 32U),
+              ElementsAre(HasSubstr("race: read after write")));
+}
+
 TEST(Checks, AWriteFollowsAllReadsOfTheWarp) {
   Words word(1), to(32);
   EXPECT_THAT(reports_of(32, read_then_write, word.data(), to.data(), ~0U, 31U), IsEmpty());
@@ -94,6 +100,26 @@ TEST(Checks, OrderPassesFromLaneToLane) {
   EXPECT_THAT(reports_of(32, pass_by_hand, word.data(), to.data(), 2U), IsEmpty());
   EXPECT_THAT(reports_of(32, pass_by_hand, word.data(), to.data(), 3U),
               ElementsAre(HasSubstr("race: read after write")));
+}
+
+TEST(Checks, BlocksHandOverByAFenceAndAnAtomic) {
+  const auto reports_of_two = [](bool fences) {
+    Words words(2), counter(1), to(1);
+    ::simt::set_options({});
+    simt::launch(hand_over, {{2}, {1}, 0, nullptr}, words.data(), counter.data(), to.data(),
+                 fences);
+    EXPECT_EQ(to[0], 2U);
+    return ::simt::take_reports();
+  };
+  EXPECT_THAT(reports_of_two(true), IsEmpty());
+  EXPECT_THAT(reports_of_two(false), ElementsAre(HasSubstr("race: read after write")));
+}
+
+TEST(Checks, SharedMemoryHandsNothingToOtherBlocks) {
+  Words words(2), to(1);
+  ::simt::set_options({});
+  simt::launch(meet_in_shared, {{2}, {1}, 0, nullptr}, words.data(), to.data());
+  EXPECT_THAT(::simt::take_reports(), ElementsAre(HasSubstr("race: read after write")));
 }
 
 // ---------------------------------------------------------------------- static shared memory
