@@ -8,7 +8,6 @@
 
 #include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/attend/rules.hpp"
-#include "kernels/common/cpu/lane_sums.hpp"
 #include "kernels/common/cpu/simd.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
@@ -258,7 +257,7 @@ class SoftmaxState {
     if (count < kTileRows) std::fill(x_[g] + count, x_[g] + kTileRows, kMinusInfinity);
     // NaN loses every comparison, and so weighs nothing.
     const simd::Floats x = simd::max(simd::load(x_[g]), simd::broadcast(kMinusInfinity));
-    const float max = simd::largest(x);
+    const float max = simd::max(x);
     if (max > m_[g]) {
       const simd::Floats factor = simd::broadcast(exp2_fixed(m_[g] - max));
       simd::store(simd::load(l_[g]) * factor, l_[g]);

@@ -53,7 +53,6 @@ using Vector [[gnu::vector_size(sizeof(T) * kCount)]] = T;
 using Part = Vector<float, kPartLanes>;
 using IntPart = Vector<std::int32_t, kPartLanes>;
 using Quad = Vector<float, 4>;
-using IntQuad = Vector<std::int32_t, 4>;
 
 struct Floats {
   Part part[kParts];
@@ -145,26 +144,42 @@ CLUSTERKV_SIMD Floats max(const Floats& a, const Floats& b) {
   return larger;
 }
 
-/// The largest lane.
+/// The largest lane, if none is NaN. Without a way through memory where there are instructions for it.
 CLUSTERKV_SIMD float max(const Floats& v) {
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  const __m256 eight =
+      _mm256_max_ps(_mm512_castps512_ps256(v.part[0]), _mm512_extractf32x8_ps(v.part[0], 1));
+#else
+  const __m256 eight = _mm256_max_ps(v.part[0], v.part[1]);
+#endif
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+#else
   float lane[kLanes];
   store(v, lane);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
   }
   return lane[0];
+#endif
 }
 
 /// a * b + c, rounded once except on the portable path.
-CLUSTERKV_SIMD Floats fma(const Floats& a, const Floats& b, const Floats& c) {
+CLUSTERKV_SIMD Part fma(Part a, Part b, Part c) {
 #if defined(__AVX512F__)
-  return {_mm512_fmadd_ps(a.part[0], b.part[0], c.part[0])};
+  return _mm512_fmadd_ps(a, b, c);
 #elif defined(__FMA__)
-  return {_mm256_fmadd_ps(a.part[0], b.part[0], c.part[0]),
-          _mm256_fmadd_ps(a.part[1], b.part[1], c.part[1])};
+  return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
 #endif
+}
+CLUSTERKV_SIMD Floats fma(const Floats& a, const Floats& b, const Floats& c) {
+  Floats sum;
+  for (int i = 0; i < kParts; ++i) sum.part[i] = fma(a.part[i], b.part[i], c.part[i]);
+  return sum;
 }
 
 /// 16 stored elements of a row.
@@ -261,53 +276,19 @@ CLUSTERKV_SIMD Quad fold(const Floats& v) {
   return (v.part[0] + v.part[2]) + (v.part[1] + v.part[3]);
 #endif
 }
-CLUSTERKV_SIMD IntQuad fold(IntPart v) {
-#if defined(__AVX512F__)
-  const auto whole = reinterpret_cast<__m512i>(v);
-  const __m256i half =
-      _mm256_add_epi32(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1));
-  return reinterpret_cast<IntQuad>(
-      _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
-#elif defined(__AVX2__)
-  const auto half = reinterpret_cast<__m256i>(v);
-  return reinterpret_cast<IntQuad>(
-      _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
-#else
-  return v;
-#endif
-}
-
-#if defined(__AVX512F__)
-CLUSTERKV_SIMD __m512 whole(const Floats& v) {
-  return v.part[0];
-}
-CLUSTERKV_SIMD __m512 whole(IntPart v) {
-  return std::bit_cast<__m512>(v);
-}
-/// a + b, of floats or of integers in float registers.
-template <class V>
-CLUSTERKV_SIMD __m512 sum_of(__m512 a, __m512 b) {
-  if constexpr (std::is_same_v<V, Floats>) {
-    return a + b;
-  } else {
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
-  }
-}
-#endif
-
 /// Four folded sums finished: lane i is the tree_sum() of what was folded to v[i].
-template <class Q>
-CLUSTERKV_SIMD Q finish(const Q& a, const Q& b, const Q& c, const Q& d) {
-  const Q ab =
+CLUSTERKV_SIMD Quad finish(Quad a, Quad b, Quad c, Quad d) {
+  const Quad ab =
       __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
-  const Q cd =
+  const Quad cd =
       __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
 /// The tree_sum() of each v[i][j], in result[i][j].
-template <class V, class Q, int kRows, int kColumns>
-CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][kColumns / 4]) {
+template <int kRows, int kColumns>
+CLUSTERKV_SIMD void tree_sums(const Floats (&v)[kRows][kColumns],
+                              Quad (&result)[kRows][kColumns / 4]) {
   static_assert(kColumns % 4 == 0);
 #if defined(__AVX512F__)
   if constexpr (kRows == 4 && kColumns == 4) {
@@ -316,30 +297,29 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
     __m512 half[8];
     for (int j = 0; j < 4; ++j) {
       for (int i = 0; i < 4; i += 2) {
-        const __m512 a = whole(v[i][j]);
-        const __m512 b = whole(v[i + 1][j]);
-        half[2 * j + i / 2] =
-            sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        const __m512 a = v[i][j].part[0];
+        const __m512 b = v[i + 1][j].part[0];
+        half[2 * j + i / 2] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
       }
     }
     __m512 column[4];
     for (int j = 0; j < 4; ++j) {
       const __m512 a = half[2 * j];
       const __m512 b = half[2 * j + 1];
-      column[j] = sum_of<V>(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+      column[j] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
     }
     __m512 pair[2];
     for (int j = 0; j < 2; ++j) {
       const __m512 a = column[2 * j];
       const __m512 b = column[2 * j + 1];
-      pair[j] = sum_of<V>(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+      pair[j] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
     }
-    const __m512 all = sum_of<V>(_mm512_shuffle_ps(pair[0], pair[1], 0x88),
-                                 _mm512_shuffle_ps(pair[0], pair[1], 0xdd));
-    result[0][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 0));
-    result[1][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 1));
-    result[2][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 2));
-    result[3][0] = std::bit_cast<Q>(_mm512_extractf32x4_ps(all, 3));
+    const __m512 all =
+        _mm512_shuffle_ps(pair[0], pair[1], 0x88) + _mm512_shuffle_ps(pair[0], pair[1], 0xdd);
+    result[0][0] = std::bit_cast<Quad>(_mm512_extractf32x4_ps(all, 0));
+    result[1][0] = std::bit_cast<Quad>(_mm512_extractf32x4_ps(all, 1));
+    result[2][0] = std::bit_cast<Quad>(_mm512_extractf32x4_ps(all, 2));
+    result[3][0] = std::bit_cast<Quad>(_mm512_extractf32x4_ps(all, 3));
     return;
   }
 #endif
@@ -351,14 +331,22 @@ CLUSTERKV_SIMD void tree_sums(const V (&v)[kRows][kColumns], Q (&result)[kRows][
   }
 }
 
-/// Of one part: a * b + c as fma() of all of them.
-CLUSTERKV_SIMD Part fma(Part a, Part b, Part c) {
+/// The sums over the lanes of four parts, in an order of each instruction set's own.
+CLUSTERKV_SIMD Quad part_sums(Part a, Part b, Part c, Part d) {
 #if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, c);
+  return finish(fold(Floats{a}), fold(Floats{b}), fold(Floats{c}), fold(Floats{d}));
+#elif defined(__AVX2__)
+  // Shuffles within halves of a register, which cost less than those across.
+  const Part ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Part cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13) +
+                  __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Part all = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+                   __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(all, all, 0, 1, 2, 3) +
+         __builtin_shufflevector(all, all, 4, 5, 6, 7);
 #else
-  return a * b + c;
+  return finish(a, b, c, d);
 #endif
 }
 
@@ -478,6 +466,22 @@ CLUSTERKV_SIMD Floats log2_1p_fixed(const Floats& w) {
   Floats p = broadcast(log2_term(0));
   for (int i = 1; i < kLog2Terms; ++i) p = p * s2 + broadcast(log2_term(i));
   return p * s + n;
+}
+
+/// Keeps what was loaded in its register. Else each instruction that uses it may load it again, and
+/// loads become the limit of a loop of multiply-adds.
+template <class V>
+CLUSTERKV_SIMD void pin(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#else
+  static_cast<void>(v);
+#endif
+}
+CLUSTERKV_SIMD void pin(Floats& v) {
+  for (Part& part : v.part) pin(part);
 }
 
 /// Into the L2 cache. Into L1 the same reads take twice as long: there are fewer buffers for its misses

@@ -13,23 +13,6 @@
 namespace clusterkv::simd {
 inline namespace CLUSTERKV_ISA {
 
-/// The largest lane, without a way through memory; of zeros of both signs the one that max() gives.
-CLUSTERKV_SIMD float max_lane(const Floats& v) {
-#if defined(__AVX2__)
-#if defined(__AVX512F__)
-  const __m256 eight =
-      _mm256_max_ps(_mm512_castps512_ps256(v.part[0]), _mm512_extractf32x8_ps(v.part[0], 1));
-#else
-  const __m256 eight = _mm256_max_ps(v.part[0], v.part[1]);
-#endif
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-#else
-  return max(v);
-#endif
-}
-
 /// a where x > 0, else b.
 CLUSTERKV_SIMD Floats where_positive(const Floats& x, const Floats& a, const Floats& b) {
   Floats chosen;
@@ -75,17 +58,6 @@ CLUSTERKV_SIMD Floats differences(const std::uint32_t* from) {
     v.part[i] = __builtin_convertvector(high - low, Part);
   }
   return v;
-}
-
-/// Keeps a vector that several products read from being loaded for each of them.
-CLUSTERKV_SIMD void in_register(Words& v) {
-#if defined(__AVX512F__)
-  asm("" : "+v"(v));
-#elif defined(__SSE2__)
-  asm("" : "+x"(v));
-#else
-  (void)v;
-#endif
 }
 
 // Sums of all lanes of kSums registers come in two steps, so that few registers wait: kJoin of them joined in

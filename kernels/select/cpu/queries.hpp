@@ -54,7 +54,7 @@ class IntQueries {
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
       largest = simd::max(simd::magnitude(simd::load(query + d)), largest);
     }
-    const float max_abs = simd::max_lane(largest);
+    const float max_abs = simd::max(largest);
     const bool usable = max_abs > 0.0F && max_abs <= 3.4e38F;
     const simd::Floats inverse = simd::broadcast(usable ? kQueryMax / max_abs : 0.0F);
     for (int d = 0; d < kHeadDim; d += simd::kLanes) {
@@ -96,7 +96,7 @@ class IntQueries {
       }
       for (int g = 0; g < kGroup; ++g) {
         simd::Words q = simd::load_words(query_[head + g] + d);
-        simd::in_register(q);
+        simd::pin(q);
         for (int i = 0; i < kFlight; ++i) {
           lanes[g][i] = simd::dot_words(lanes[g][i], centroid[i], q);
         }

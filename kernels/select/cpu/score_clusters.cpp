@@ -49,7 +49,7 @@ CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread,
     simd::store(t, z + c);
     largest = simd::max(t, largest);
   }
-  return simd::max_lane(largest);
+  return simd::max(largest);
 }
 
 /// e and sums of one head over one block. Where no cluster has rows t - max is NaN, of which exp2_fixed()
