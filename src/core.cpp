@@ -203,9 +203,9 @@ void Core::check_live_pages(std::span<const StepRow> rows) const {
     free += pages.given_back;
     if (pages.taken > free) {
       fail<CapacityError>(
-          "rows: {} new tokens of sequence {} want {} pages of {} rows for pending tokens, "
-          "expected at "
-          "most {} (store.live_tokens)",
+          "rows: {} new tokens of sequence {} want {} more pages of {} pending tokens, expected at "
+          "most "
+          "{} (store.live_tokens)",
           row.num_new_tokens, number(row.id), pages.taken, kPageRows, free);
     }
     free -= pages.taken;
@@ -335,11 +335,8 @@ void Core::drop_shared_quads(const Sequence& sequence) {
 }
 
 void Core::count_sealing(const Sequence& sequence) {
-  int layers = 0;  // that are clustered
-  for (int layer = 0; layer < resolved_.model.num_layers; ++layer) {
-    layers += runtime::is_dense_layer(resolved_, layer) ? 0 : 1;
-  }
-  const std::int64_t runs = std::int64_t{layers} * resolved_.model.num_kv_heads;
+  const int clustered = resolved_.model.num_layers - runtime::count_dense_layers(resolved_);
+  const std::int64_t runs = std::int64_t{clustered} * resolved_.model.num_kv_heads;
   for (const Sequence::Sealing& sealing : sequence.sealing()) {
     stats_.kmeans_runs += runs;
     stats_.kmeans_tokens += runs * sequence.segment(sealing.segment).num_rows;

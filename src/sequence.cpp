@@ -76,15 +76,17 @@ Sequence::LivePages Sequence::decide_live_pages(const StepRow& row) const {
 
 void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools) {
   decide_seals(row, seal_sizes_);
-  commit_sealing(pools);
+  const LivePages pages = decide_live_pages(row);
+  commit_sealing();
+  give_live_pages_back(pages.given_back, pools);
   length_ += row.num_new_tokens;
   past_plans_[static_cast<std::size_t>(steps_++ % kHistory)] = plan_number_;
   plan_number_ = plan_number;
-  take_live_pages(pools);
+  for (std::int64_t i = 0; i < pages.taken; ++i) live_pages_.push_back(pools.live.take());
   for (const int num_tokens : seal_sizes_) add_segment(num_tokens, row.phase, pools);
 }
 
-void Sequence::commit_sealing(PagePools& pools) {
+void Sequence::commit_sealing() {
   for (const Sealing& done : sealing_) {
     const SegmentView& sealed = segment(done.segment);
     num_stored_ += sealed.num_rows;
@@ -93,20 +95,13 @@ void Sequence::commit_sealing(PagePools& pools) {
     ++visible_segments_;
   }
   sealing_.clear();
-  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
-  const std::int64_t unused = (first_pending_ - sink_rows_) / kPageRows;
-  if (unused == 0) return;
-  for (auto page = begin; page != begin + unused; ++page) pools.live.give_back(*page);
-  live_pages_.erase(begin, begin + unused);
-  first_pending_ -= unused * kPageRows;
 }
 
-void Sequence::take_live_pages(PagePools& pools) {
-  const std::int64_t pending = length_ - first_pending_token();
-  const std::int64_t pages = pages_for(first_pending_ + pending);
-  while (static_cast<std::int64_t>(live_pages_.size()) < pages) {
-    live_pages_.push_back(pools.live.take());
-  }
+void Sequence::give_live_pages_back(std::int64_t count, PagePools& pools) {
+  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
+  for (auto page = begin; page != begin + count; ++page) pools.live.give_back(*page);
+  live_pages_.erase(begin, begin + count);
+  first_pending_ -= count * kPageRows;
 }
 
 void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {

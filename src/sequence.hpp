@@ -123,8 +123,8 @@ class Sequence {
  private:
   static constexpr int kHistory = 64;  ///< the most retain_steps can be
 
-  void commit_sealing(PagePools& pools);
-  void take_live_pages(PagePools& pools);
+  void commit_sealing();
+  void give_live_pages_back(std::int64_t count, PagePools& pools);
   void add_segment(int num_tokens, Phase phase, PagePools& pools);
 
   SequenceId id_;

@@ -155,7 +155,7 @@ class ClusterKVCache {
   void read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
                  const TensorView& key, const TensorView& value, Stream stream = {}) const;
 
-  /// CUDA: waits until the stream of the last call has passed.
+  /// CUDA: waits until the device has done all it was given.
   [[nodiscard]] CacheStats stats() const;
 
  private:

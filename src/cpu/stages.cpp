@@ -94,13 +94,8 @@ void CpuStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> s
   CpuPlan& memory = memory_of(plan);
   memory.scores.clear();
   std::int64_t blocks = 0;
-  const int q_heads = model_.num_q_heads;
   for (const SequenceView& view : plan.views) {
-    const std::int64_t clusters = blocks * kBlockClusters;
-    float* z = memory.scratch.z;
-    memory.scores.push_back({memory.scratch.e + clusters * q_heads,
-                             z == nullptr ? nullptr : z + clusters * q_heads,
-                             memory.scratch.block_sums + blocks * q_heads});
+    memory.scores.push_back(memory.scratch.scores_at(blocks, model_.num_q_heads));
     blocks += view.num_blocks;
   }
   step_ = {};
@@ -167,34 +162,22 @@ void CpuStages::take_query(const LayerCall& call, const TensorView& query) {
   }
 }
 
-select::ScoreParams CpuStages::score_params(const LayerCall& call) const {
+LayerMemory CpuStages::layer_memory(const LayerCall& call) const {
   const CpuPlan& memory = memory_of(call.plan);
   return {.rows = views(call),
-          .index = index_.layer(call.layer),
-          .query = memory.scratch.query,
           .scores = memory.scores.data(),
-          .num_q_heads = model_.num_q_heads,
-          .num_kv_heads = model_.num_kv_heads,
-          .softmax_scale = model_.softmax_scale,
-          .use_spread = config_.select.tail == Tail::kSecondMoment};
-}
-
-select::SelectParams CpuStages::select_params(const LayerCall& call) const {
-  const CpuPlan& memory = memory_of(call.plan);
-  return {.rows = views(call),
-          .index = index_.layer(call.layer),
-          .scores = memory.scores.data(),
-          .lists = memory.scratch.lists,
-          .totals = memory.scratch.totals,
-          .num_q_heads = model_.num_q_heads,
-          .num_kv_heads = model_.num_kv_heads,
-          .grouping = config_.select.grouping};
+          .scratch = memory.scratch,
+          .stored = stored_.layer(call.layer),
+          .live = live_.layer(call.layer),
+          .slots = call.dense ? SlotView{} : slots_.layer(call.layer),
+          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+          .dense = call.dense};
 }
 
 void CpuStages::score(const LayerCall& call) {
   if (call.dense) return;
-  select::score(score_params(call), num_rows(call), memory_of(call.plan).scratch.item_starts,
-                executor(call.stream));
+  select::score(score_params(config_, layer_memory(call)), num_rows(call),
+                memory_of(call.plan).scratch.item_starts, executor(call.stream));
   if (call.adopted) combine_totals(call);
 }
 
@@ -218,8 +201,9 @@ void CpuStages::choose(const LayerCall& call) {
   const SelectionLists& lists = scratch.lists;
   if (!call.dense) {
     Executor& threads = executor(call.stream);
-    select::choose(select_params(call), num_rows(call), scratch.select, threads);
-    select::expand(select_params(call), num_rows(call), threads);
+    const select::SelectParams params = select_params(config_, layer_memory(call));
+    select::choose(params, num_rows(call), scratch.select, threads);
+    select::expand(params, num_rows(call), threads);
     return;
   }
   const std::int64_t num_lists = lists.list(num_rows(call), 0);
@@ -240,7 +224,8 @@ void CpuStages::adopt(const LayerCall& call, const Selection& selection) {
     }
   }
   copy_lists(reader, num_rows(call), lists);
-  if (!call.dense) select::expand(select_params(call), num_rows(call), executor(call.stream));
+  if (call.dense) return;
+  select::expand(select_params(config_, layer_memory(call)), num_rows(call), executor(call.stream));
 }
 
 Selection CpuStages::selection(const LayerCall& call) const {
@@ -283,35 +268,10 @@ void CpuStages::recall(const LayerCall& call) {
 
 // ------------------------------------------------------------------------------------ attend
 
-attend::AttendParams CpuStages::attend_params(const LayerCall& call) const {
-  const CpuPlan& memory = memory_of(call.plan);
-  return {.rows = views(call),
-          .query = memory.scratch.query,
-          .stored = stored_.layer(call.layer),
-          .live = live_.layer(call.layer),
-          .slots = call.dense ? SlotView{} : slots_.layer(call.layer),
-          .lists = memory.scratch.lists,
-          .all_rows = call.dense,
-          .partials = memory.scratch.partials,
-          .num_q_heads = model_.num_q_heads,
-          .num_kv_heads = model_.num_kv_heads,
-          .softmax_scale = model_.softmax_scale,
-          .tail = config_.select.tail,
-          .tail_share = config_.select.tail_share,
-          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
-          .scores = memory.scores.data(),
-          .totals = memory.scratch.totals};
-}
-
 void CpuStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
   const Scratch& scratch = memory_of(call.plan).scratch;
-  const attend::MergeParams params{.attend = attend_params(call),
-                                   .rows_part = part == Part::kRowsAndTail,
-                                   .tail_part = true,
-                                   .out = out.out,
-                                   .lse = out.lse,
-                                   .tail_mass = scratch.tail_mass,
-                                   .kept = scratch.kept};
+  const attend::MergeParams params =
+      attend_params(config_, layer_memory(call), out, part == Part::kRowsAndTail);
   attend::attend(params, num_rows(call), scratch.item_starts, executor(call.stream));
   for (const PlanRow& row : call.plan.rows) {
     if (row.sequence == nullptr && row.query_row >= 0) {

@@ -45,9 +45,7 @@ class CpuStages final : public Stages {
  private:
   [[nodiscard]] Executor& executor(const Stream& stream) const;
   static const SequenceView* views(const LayerCall& call);
-  [[nodiscard]] select::ScoreParams score_params(const LayerCall& call) const;
-  [[nodiscard]] select::SelectParams select_params(const LayerCall& call) const;
-  [[nodiscard]] attend::AttendParams attend_params(const LayerCall& call) const;
+  [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   void combine_totals(const LayerCall& call) const;
   void count_sealing(const LayerCall& call, const Sequence& sequence);
 

@@ -11,31 +11,20 @@
 #include <span>
 #include <vector>
 
-#include "clusterkv/config.hpp"
-#include "kernels/attend/attend.hpp"
-#include "kernels/common/carve.hpp"
 #include "kernels/common/cuda/runtime.hpp"
 #include "kernels/common/cuda/seal_view.hpp"
 #include "kernels/recall/cuda/recall_ops.hpp"
 #include "kernels/select/cuda/select_ops.hpp"
 #include "src/plan.hpp"
 #include "src/stages.hpp"
+#include "src/step_scratch.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
 /// Arrays in device memory. R = max_rows, S = selection_heads, C = list capacity.
-struct Scratch {
-  float* query;             ///< [R, q_head, head_dim]
-  SelectionLists lists;     ///< arrays [R, S] and [R, S, C]
+struct Scratch : StepScratch {
   SelectionLists unwanted;  ///< the choice that an adopted one takes the place of
-  HeadTotals* totals;       ///< [R, q_head]
-  float* e;                 ///< [blocks of all rows, q_head, kBlockClusters]
-  float* z;                 ///< as e; null unless per query head
-  BlockSums* block_sums;    ///< [blocks of all rows, q_head]
   SelectScratch select;
-  attend::Partials partials;
-  float* tail_mass;               ///< [R, q_head]
-  std::int64_t* kept;             ///< [R, S]
   std::uint32_t* attend_arrived;  ///< [R, S]
   recall::QuadCopy* copies;       ///< [kv_head, R * C * lists of a KV head]
   RecallCounts* recall_counts;    ///< [kv_head]

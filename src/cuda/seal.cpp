@@ -2,7 +2,6 @@
 #include "src/cuda/seal.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cluster/rules.hpp"
 #include "src/runtime/capacity.hpp"
@@ -15,17 +14,12 @@ namespace {
 constexpr int kMaxJobs = 4096;
 constexpr int kSegmentJobs = 128;
 
-/// Scratch of one job: bytes from its begin. Labels come first.
-struct Area {
-  std::size_t order, offset, used, variance, value_sum, centroids, bias, cursor;
-  std::size_t bytes;
-};
-
 bool is_large(const SealSize& size) {
   return size.num_tokens > kMaxSegmentTokens || size.num_clusters > kMaxSegmentClusters;
 }
 
-Area area_of(const SealSize& size, int head_dim) {
+/// How the area of a job of this size is cut.
+SealScratch scratch_for(const SealSize& size, int head_dim) {
   Carver carver(nullptr);
   const auto take = [&](Size count, std::size_t element) {
     const std::size_t at = carver.used();
@@ -34,7 +28,7 @@ Area area_of(const SealSize& size, int head_dim) {
   };
   const Size clusters = size.num_clusters;
   const Size means = clusters * head_dim;
-  Area area{};
+  SealScratch area{};
   take(size.num_tokens, sizeof(std::int32_t));
   area.order = take(size.num_tokens, sizeof(std::int32_t));
   area.offset = take(clusters + 1, sizeof(std::int32_t));
@@ -47,7 +41,7 @@ Area area_of(const SealSize& size, int head_dim) {
     area.bias = take(padded, sizeof(float));
     area.cursor = take(clusters, sizeof(std::int32_t));
   }
-  area.bytes = carver.used();
+  area.area_bytes = carver.used();
   return area;
 }
 
@@ -60,31 +54,31 @@ SealSize segment_of(const ClusterConfig& c) {
   return {c.segment_tokens, cluster::num_clusters(c.segment_tokens, c.tokens_per_cluster, 1)};
 }
 
-int first_clustered(const CacheConfig& config) {
-  int layer = 0;
-  while (layer < config.model.num_layers && runtime::is_dense_layer(config, layer)) ++layer;
-  return layer;
-}
-
 }  // namespace
 
-std::size_t Sealer::initial_bytes(const CacheConfig& config) {
+Size Sealer::scratch_bytes(const CacheConfig& config) {
   const int head_dim = config.model.head_dim;
-  const std::size_t window = area_of(window_of(config.cluster), head_dim).bytes;
-  const std::size_t segment = area_of(segment_of(config.cluster), head_dim).bytes;
-  return kSegmentJobs * std::max(window, segment);
+  const std::size_t window = scratch_for(window_of(config.cluster), head_dim).area_bytes;
+  const std::size_t segment = scratch_for(segment_of(config.cluster), head_dim).area_bytes;
+  return Size(kSegmentJobs) * std::max(window, segment);
+}
+
+Size Sealer::initial_bytes(const CacheConfig& config) {
+  constexpr std::size_t kJobBytes =
+      sizeof(LargeClusterJob) + sizeof(IndexJob) + sizeof(std::uint32_t);
+  return scratch_bytes(config) + kMaxJobs * kJobBytes + config.model.layers.size() * sizeof(int);
 }
 
 Sealer::Sealer(const CacheConfig& config, MemoryResource& memory)
     : model_(config.model),
       config_(config.cluster),
       memory_(&memory),
-      scratch_(memory, initial_bytes(config), "clustering scratch", {Device::kCuda}),
+      scratch_(memory, scratch_bytes(config).get(), "clustering scratch", {Device::kCuda}),
       cluster_jobs_(memory, kMaxJobs * sizeof(LargeClusterJob), "clustering jobs", {Device::kCuda}),
       index_jobs_(memory, kMaxJobs * sizeof(IndexJob), "index jobs", {Device::kCuda}),
       previous_(memory, kMaxJobs * sizeof(std::uint32_t), "index jobs", {Device::kCuda}),
       model_layers_(memory, model_.layers.size() * sizeof(int), "layer ids", {Device::kCuda}) {
-  const auto first = static_cast<std::size_t>(first_clustered(config));
+  const auto first = static_cast<std::size_t>(runtime::count_dense_layers(config));
   if (first == model_.layers.size()) return;
   const SideStream stream;
   copy_async(model_layers_.data(), model_.layers.data() + first,
@@ -93,11 +87,11 @@ Sealer::Sealer(const CacheConfig& config, MemoryResource& memory)
 }
 
 bool Sealer::has_room(int num_tokens, int num_clusters) const {
-  return area_of({num_tokens, num_clusters}, model_.head_dim).bytes <= scratch_.bytes();
+  return scratch_for({num_tokens, num_clusters}, model_.head_dim).area_bytes <= scratch_.bytes();
 }
 
 void Sealer::reserve(int num_tokens, int num_clusters) {
-  const std::size_t needed = area_of({num_tokens, num_clusters}, model_.head_dim).bytes;
+  const std::size_t needed = scratch_for({num_tokens, num_clusters}, model_.head_dim).area_bytes;
   scratch_ = runtime::Buffer(*memory_, needed, "clustering scratch", {Device::kCuda});
 }
 
@@ -111,7 +105,7 @@ void Sealer::seal(const SealTarget& target, const SealView* seals, std::span<con
       const SealSize both{std::max(most.num_tokens, sizes[last].num_tokens),
                           std::max(most.num_clusters, sizes[last].num_clusters)};
       const std::size_t jobs = (last - first + 1) * static_cast<std::size_t>(target.num_planes);
-      const std::size_t area = area_of(both, model_.head_dim).bytes;
+      const std::size_t area = scratch_for(both, model_.head_dim).area_bytes;
       if (last > first && (jobs > kMaxJobs || jobs * area > scratch_.bytes())) break;
       most = both;
     }
@@ -122,9 +116,10 @@ void Sealer::seal(const SealTarget& target, const SealView* seals, std::span<con
 
 void Sealer::seal_group(const SealTarget& target, const SealView* seals, int num_seals,
                         const SealSize& most, std::int64_t* clusters, void* stream) {
-  const Area area = area_of(most, model_.head_dim);
+  SealScratch scratch = scratch_for(most, model_.head_dim);
+  scratch.base = scratch_.data();
   const auto room =
-      static_cast<int>(std::clamp<std::size_t>(scratch_.bytes() / area.bytes, 1, kMaxJobs));
+      static_cast<int>(std::clamp<std::size_t>(scratch_.bytes() / scratch.area_bytes, 1, kMaxJobs));
   const int step = num_seals > 1 ? target.num_planes : std::min(target.num_planes, room);
   auto* jobs = reinterpret_cast<IndexJob*>(index_jobs_.data());
   auto* previous = reinterpret_cast<std::uint32_t*>(previous_.data());
@@ -140,13 +135,7 @@ void Sealer::seal_group(const SealTarget& target, const SealView* seals, int num
     const int num_jobs = num_seals * planes;
     const IndexShape shape{num_jobs, most.num_tokens, most.num_clusters, stream};
     fill_index_jobs({.seals = seals,
-                     .scratch = scratch_.data(),
-                     .area_bytes = area.bytes,
-                     .order = area.order,
-                     .offset = area.offset,
-                     .used = area.used,
-                     .variance = area.variance,
-                     .value_sum = area.value_sum,
+                     .scratch = scratch,
                      .first_plane = first_plane,
                      .num_planes = planes,
                      .in_token_order = target.dense},
@@ -157,13 +146,7 @@ void Sealer::seal_group(const SealTarget& target, const SealView* seals, int num
                              .model_layers = reinterpret_cast<const int*>(model_layers_.data()),
                              .like = like,
                              .seed = config_.seed,
-                             .scratch = scratch_.data(),
-                             .area_bytes = area.bytes,
-                             .order = area.order,
-                             .offset = area.offset,
-                             .centroids = area.centroids,
-                             .bias = area.bias,
-                             .cursor = area.cursor,
+                             .scratch = scratch,
                              .num_kv_heads = model_.num_kv_heads,
                              .first_plane = first_plane,
                              .num_planes = planes};

@@ -31,7 +31,7 @@ struct SealTarget {
 class Sealer {
  public:
   Sealer(const CacheConfig& config, MemoryResource& memory);
-  static std::size_t initial_bytes(const CacheConfig& config);
+  static Size initial_bytes(const CacheConfig& config);
 
   /// Whether seal() has room for segments of this size.
   [[nodiscard]] bool has_room(int num_tokens, int num_clusters) const;
@@ -44,6 +44,7 @@ class Sealer {
             std::int64_t* clusters, void* stream);
 
  private:
+  static Size scratch_bytes(const CacheConfig& config);
   void seal_group(const SealTarget& target, const SealView* seals, int num_seals,
                   const SealSize& most, std::int64_t* clusters, void* stream);
 

@@ -24,12 +24,6 @@ Device place_of(const CacheConfig& config) {
   return {config.store.residency == Residency::kHost ? Device::kPinned : Device::kCuda};
 }
 
-int count_dense(const CacheConfig& config) {
-  int count = 0;
-  while (count < config.model.num_layers && runtime::is_dense_layer(config, count)) ++count;
-  return count;
-}
-
 const char* find_fault(const CacheConfig& config, Rows rows) {
   if (rows == Rows::kElsewhere) return "backend: ClusterSelector is not on CUDA yet, expected kCpu";
   if (config.model.kv_dtype == DType::kF32) {
@@ -54,7 +48,7 @@ CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Ro
     : config_(config),
       model_(config_.model),
       capacity_(runtime::capacity_of(config_)),
-      num_dense_(count_dense(config_)),
+      num_dense_(runtime::count_dense_layers(config_)),
       index_(config_, capacity_, memory_or_default(resources), {Device::kCuda}),
       live_(model_, capacity_.live_pages, memory_or_default(resources), "live rows",
             {Device::kCuda}),
@@ -71,8 +65,7 @@ CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Ro
 CudaStages::~CudaStages() {
   // Memory goes back to its resource only when nothing reads it any more.
   try {
-    if (used_) wait_for(last_);
-    wait_for(side_.get());
+    wait_for_all();
   } catch (const Error&) {
     // The device is lost: there is nothing to wait for.
   }
@@ -88,11 +81,13 @@ MemoryNeeds CudaStages::needs(const CacheConfig& config, const PlanLimits& limit
   needs.device_bytes =
       (Size(index::ClusterIndex::bytes(config, capacity)) +
        recall::RowArena::bytes(config.model, capacity.live_pages) + SlotMemory::bytes(config) +
-       Sealer::initial_bytes(config) + (on_host ? Size(0) : stored))
+       Sealer::initial_bytes(config) + sizeof(Counts) + (on_host ? Size(0) : stored))
           .get();
   needs.pinned_bytes = on_host ? stored.get() : 0;
   needs.workspace_bytes = scratch.used();
-  needs.workspace_pinned_bytes = (tables_bytes(config, limits) * 2 + 2 * 64).get();
+  Carver staging(nullptr);
+  for (int i = 0; i < 2; ++i) staging.take<std::byte>(tables_bytes(config, limits));
+  needs.workspace_pinned_bytes = staging.used();
   return needs;
 }
 
@@ -100,8 +95,6 @@ void CudaStages::check_stream(const Stream& stream) const {
   if (stream.backend != Backend::kCuda) {
     fail<BackendUnavailable>("stream.backend: kCpu, expected kCuda as the cache's");
   }
-  last_ = stream.handle;
-  used_ = true;
 }
 
 bool CudaStages::is_capturing(const Stream& stream) const {
@@ -120,6 +113,7 @@ void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
   memory->scratch = carve_scratch(carver, config_, plan.limits);
   Carver tables(memory->scratch.tables);
   memory->tables = carve_tables(tables, plan.limits);
+  memory->scratch.select.first_slice = memory->tables.first_slice;
   Carver staging(static_cast<std::byte*>(workspace.pinned));
   for (std::byte*& part : memory->staging) {
     part = staging.take<std::byte>(tables_bytes(config_, plan.limits));
@@ -229,44 +223,34 @@ void CudaStages::take_query(const LayerCall& call, const TensorView& query) {
   load_query(query, memory_of(call.plan).scratch.query, call.stream.handle);
 }
 
-select::SelectParams CudaStages::select_params(const LayerCall& call,
-                                               const SelectionLists& lists) const {
+LayerMemory CudaStages::layer_memory(const LayerCall& call) const {
   const CudaPlan& memory = memory_of(call.plan);
   return {.rows = views(call),
-          .index = index_.layer(call.layer),
           .scores = memory.tables.scores,
-          .lists = lists,
-          .totals = memory.scratch.totals,
-          .num_q_heads = model_.num_q_heads,
-          .num_kv_heads = model_.num_kv_heads,
-          .grouping = config_.select.grouping};
+          .scratch = memory.scratch,
+          .stored = stored_.layer(call.layer),
+          .live = live_.layer(call.layer),
+          .slots = call.dense ? SlotView{} : slots_.view(call.layer),
+          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
+          .dense = call.dense};
 }
 
 void CudaStages::score(const LayerCall& call) {
   if (call.dense) return;
-  CudaPlan& memory = memory_of(call.plan);
-  score_clusters({.rows = views(call),
-                  .index = index_.layer(call.layer),
-                  .query = memory.scratch.query,
-                  .scores = memory.tables.scores,
-                  .num_q_heads = model_.num_q_heads,
-                  .num_kv_heads = model_.num_kv_heads,
-                  .softmax_scale = model_.softmax_scale,
-                  .use_spread = config_.select.tail == Tail::kSecondMoment},
-                 shape_of(call));
+  const Scratch& scratch = memory_of(call.plan).scratch;
+  const LayerMemory layer = layer_memory(call);
+  score_clusters(score_params(config_, layer), shape_of(call));
+  if (!call.adopted) return;
   // Totals come with a choice.
-  if (call.adopted) {
-    memory.scratch.select.first_slice = memory.tables.first_slice;
-    select_clusters(select_params(call, memory.scratch.unwanted), memory.scratch.select,
-                    shape_of(call));
-  }
+  select::SelectParams params = select_params(config_, layer);
+  params.lists = scratch.unwanted;
+  select_clusters(params, scratch.select, shape_of(call));
 }
 
 void CudaStages::choose(const LayerCall& call) {
   CudaPlan& memory = memory_of(call.plan);
   if (!call.dense) {
-    memory.scratch.select.first_slice = memory.tables.first_slice;
-    select_clusters(select_params(call, memory.scratch.lists), memory.scratch.select,
+    select_clusters(select_params(config_, layer_memory(call)), memory.scratch.select,
                     shape_of(call));
     return;
   }
@@ -293,8 +277,9 @@ void CudaStages::adopt(const LayerCall& call, const Selection& selection) {
                         Backend::kCuda);
   if (call.dense) return choose(call);
   const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
-  adopt_lists(select_params(call, lists), selection.cluster_ids, selection.row_counts, shape);
-  expand_rows(select_params(call, lists), shape);
+  const select::SelectParams params = select_params(config_, layer_memory(call));
+  adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
+  expand_rows(params, shape);
 }
 
 Selection CudaStages::selection(const LayerCall& call) const {
@@ -327,35 +312,10 @@ void CudaStages::recall(const LayerCall& call) {
 
 // ------------------------------------------------------------------------------------ attend
 
-attend::AttendParams CudaStages::attend_params(const LayerCall& call) const {
-  const CudaPlan& memory = memory_of(call.plan);
-  return {.rows = views(call),
-          .query = memory.scratch.query,
-          .stored = stored_.layer(call.layer),
-          .live = live_.layer(call.layer),
-          .slots = call.dense ? SlotView{} : slots_.view(call.layer),
-          .lists = memory.scratch.lists,
-          .all_rows = call.dense,
-          .partials = memory.scratch.partials,
-          .num_q_heads = model_.num_q_heads,
-          .num_kv_heads = model_.num_kv_heads,
-          .softmax_scale = model_.softmax_scale,
-          .tail = config_.select.tail,
-          .tail_share = config_.select.tail_share,
-          .index = call.dense ? IndexStore{} : index_.layer(call.layer),
-          .scores = memory.tables.scores,
-          .totals = memory.scratch.totals};
-}
-
 void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
   const CudaPlan& memory = memory_of(call.plan);
-  const attend::MergeParams params{.attend = attend_params(call),
-                                   .rows_part = part == Part::kRowsAndTail,
-                                   .tail_part = true,
-                                   .out = out.out,
-                                   .lse = out.lse,
-                                   .tail_mass = memory.scratch.tail_mass,
-                                   .kept = memory.scratch.kept};
+  const attend::MergeParams params =
+      attend_params(config_, layer_memory(call), out, part == Part::kRowsAndTail);
   ops::attend(params, memory.scratch.attend_arrived, shape_of(call));
   count_step(params, &counts()->step, shape_of(call));
 }
@@ -373,12 +333,12 @@ void CudaStages::token_ids(const LayerCall& call, const Selection& selection, co
                         Backend::kCuda);
   const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
   if (!call.dense) {
-    const select::SelectParams params = select_params(call, lists);
+    select::SelectParams params = select_params(config_, layer_memory(call));
+    params.lists = lists;
     adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
     expand_rows(params, shape);
   }
   write_token_ids({.rows = memory.tables.views,
-                   .index = call.dense ? IndexStore{} : index_.layer(call.layer),
                    .positions = index_.positions(call.layer),
                    .positions_stride = index_.positions_stride(),
                    .lists = lists,
@@ -430,8 +390,7 @@ void CudaStages::read_rows(const RowRange& range, const Sequence& sequence, cons
 }
 
 void CudaStages::add_counts(CacheStats& stats) const {
-  if (!used_) return;
-  wait_for(last_);  // clusters are counted on the side stream
+  wait_for_all();
   Counts counts{};
   copy_async(&counts, counts_.data(), sizeof counts, side_.get());
   wait_for(side_.get());

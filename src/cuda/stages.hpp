@@ -54,20 +54,12 @@ class CudaStages final : public Stages {
   };
 
   void write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads> stale, void* stream);
-  /// What the rows of a step take of the arrays that all rows share.
-  struct RowPlace {
-    std::int64_t blocks = 0;
-    std::int64_t slices = 0;
-  };
-  [[nodiscard]] RowScores scores_at(const Scratch& scratch, std::int64_t blocks) const;
   static void write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer);
   void seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes);
   [[nodiscard]] SealTarget seal_target(bool dense, int first_layer, int num_layers) const;
   [[nodiscard]] PlanShape shape_of(const LayerCall& call) const;
   static const SequenceView* views(const LayerCall& call);
-  [[nodiscard]] select::SelectParams select_params(const LayerCall& call,
-                                                   const SelectionLists& lists) const;
-  [[nodiscard]] attend::AttendParams attend_params(const LayerCall& call) const;
+  [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   [[nodiscard]] Counts* counts() const { return reinterpret_cast<Counts*>(counts_.data()); }
 
   CacheConfig config_;
@@ -81,10 +73,8 @@ class CudaStages final : public Stages {
   Sealer sealer_;
   runtime::Buffer counts_;
   SideStream side_;
-  Event appended_;                ///< rows of a prompt, before they are clustered
-  Event sealed_;                  ///< the last segment enqueued on `side_`
-  mutable void* last_ = nullptr;  ///< stream of the last call, if there was one
-  mutable bool used_ = false;
+  Event appended_;  ///< what a segment is made from is there
+  Event sealed_;    ///< the last segment enqueued on `side_`
 };
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

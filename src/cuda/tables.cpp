@@ -49,7 +49,8 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
   TableWriter writer(host, device, carver.used());
   *fixed.plan_number = plan.number;
   memory.sequence_tables.clear();
-  RowPlace place;
+  std::int64_t blocks = 0;
+  std::int64_t slices = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(plan.limits.max_rows); ++i) {
     const bool given = i < plan.rows.size();
     const Sequence* sequence = given ? plan.rows[i].sequence : nullptr;
@@ -64,10 +65,10 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
     fixed.adopted_views[i] = view;
     fixed.adopted_views[i].everything = view.num_stored == 0;
     fixed.retain_from[i] = given ? retain_from(config_.store, plan.rows[i]) : 0;
-    fixed.scores[i] = scores_at(memory.scratch, place.blocks);
-    fixed.first_slice[i] = place.slices;
-    place.blocks += view.num_blocks;
-    place.slices += std::int64_t{num_slices(view.num_blocks)} * capacity_.selection_heads;
+    fixed.scores[i] = memory.scratch.scores_at(blocks, model_.num_q_heads);
+    fixed.first_slice[i] = slices;
+    blocks += view.num_blocks;
+    slices += std::int64_t{num_slices(view.num_blocks)} * capacity_.selection_heads;
     AppendJob* jobs = fixed.append_jobs + 2 * i;
     jobs[0] = jobs[1] = {};
     if (sequence == nullptr) continue;
@@ -83,13 +84,6 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
   if (!slots_.exist()) return;
   drop_quads(slots_.layer(0), model_.num_layers * model_.num_kv_heads, ranges,
              static_cast<int>(stale.size()), stream);
-}
-
-RowScores CudaStages::scores_at(const Scratch& scratch, std::int64_t blocks) const {
-  const std::int64_t sums = blocks * model_.num_q_heads;
-  const std::int64_t clusters = sums * kBlockClusters;
-  return {scratch.e + clusters, scratch.z == nullptr ? nullptr : scratch.z + clusters,
-          scratch.block_sums + sums};
 }
 
 void CudaStages::write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer) {

@@ -6,12 +6,6 @@
 namespace clusterkv::index {
 namespace {
 
-int count_dense_layers(const CacheConfig& config) {
-  int count = 0;
-  while (count < config.model.num_layers && runtime::is_dense_layer(config, count)) ++count;
-  return count;
-}
-
 struct Arrays {
   IndexStore store;
   std::uint32_t* positions;
@@ -20,7 +14,7 @@ struct Arrays {
 Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity& capacity) {
   const ModelShape& m = config.model;
   const Size heads = m.num_kv_heads;
-  const Size planes = heads * (m.num_layers - count_dense_layers(config));
+  const Size planes = heads * (m.num_layers - runtime::count_dense_layers(config));
   const Size blocks = planes * capacity.blocks;
   const Size clusters = blocks * kBlockClusters;
   const Size records = planes * capacity.records;
@@ -55,7 +49,7 @@ std::size_t ClusterIndex::bytes(const CacheConfig& config, const runtime::Capaci
 ClusterIndex::ClusterIndex(const CacheConfig& config, const runtime::Capacity& capacity,
                            MemoryResource& memory, Device device)
     : num_kv_heads_(config.model.num_kv_heads),
-      num_dense_(count_dense_layers(config)),
+      num_dense_(runtime::count_dense_layers(config)),
       num_rows_(capacity.row_pages * kPageRows),
       memory_(memory, bytes(config, capacity), "cluster index", device) {
   Carver carver(memory_.data());

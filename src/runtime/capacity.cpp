@@ -91,4 +91,10 @@ bool is_dense_layer(const CacheConfig& config, int layer) {
   return config.model.layers[static_cast<std::size_t>(layer)] < config.select.dense_layers;
 }
 
+int count_dense_layers(const CacheConfig& config) {
+  int count = 0;
+  while (count < config.model.num_layers && is_dense_layer(config, count)) ++count;
+  return count;
+}
+
 }  // namespace clusterkv::runtime

@@ -33,4 +33,7 @@ int list_capacity(const CacheConfig& config, const PlanLimits& limits);
 /// Whether a layer, by its position, attends to everything and is never clustered.
 bool is_dense_layer(const CacheConfig& config, int layer);
 
+/// Dense layers come first, because layer ids ascend.
+int count_dense_layers(const CacheConfig& config);
+
 }  // namespace clusterkv::runtime

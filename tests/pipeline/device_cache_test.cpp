@@ -372,6 +372,33 @@ TEST_F(DeviceCacheTest, AReplayedStepIsTheStep) {
 }
 #endif
 
+/// Counts what it hands on.
+class CountingMemory final : public MemoryResource {
+ public:
+  void* allocate(std::size_t bytes, std::size_t alignment, Device device) override {
+    taken[device.kind] += bytes;
+    return on_device::device_memory().allocate(bytes, alignment, device);
+  }
+  void deallocate(void* data, std::size_t bytes, std::size_t alignment,
+                  Device device) noexcept override {
+    on_device::device_memory().deallocate(data, bytes, alignment, device);
+  }
+  std::size_t taken[3] = {};
+};
+
+TEST_F(DeviceCacheTest, TakesTheMemoryThatItSays) {
+  for (const Residency residency : {Residency::kHost, Residency::kDevice}) {
+    const CacheConfig config = device_config(residency);
+    CountingMemory memory;
+    const ClusterKVCache cache(config, {.backend = Backend::kCuda, .memory = &memory});
+    const MemoryNeeds needs =
+        ClusterKVCache::memory_needs(config, Backend::kCuda, {.max_rows = 1, .max_new_tokens = 1});
+    EXPECT_EQ(memory.taken[Device::kCuda], needs.device_bytes);
+    EXPECT_EQ(memory.taken[Device::kPinned], needs.pinned_bytes);
+    EXPECT_EQ(memory.taken[Device::kHost], 0U);
+  }
+}
+
 // ------------------------------------------------------------------------------- bad calls
 
 TEST_F(DeviceCacheTest, RefusesWhatItCannotRun) {

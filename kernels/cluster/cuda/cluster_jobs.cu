@@ -23,9 +23,9 @@ __device__ ClusterJob& run_of(LargeClusterJob& job) {
 }
 __device__ void set_scratch(ClusterJob&, const ClusterJobs&, std::byte*) {}
 __device__ void set_scratch(LargeClusterJob& job, const ClusterJobs& p, std::byte* area) {
-  job.centroids = reinterpret_cast<std::uint16_t*>(area + p.centroids);
-  job.bias = reinterpret_cast<float*>(area + p.bias);
-  job.cursor = reinterpret_cast<std::int32_t*>(area + p.cursor);
+  job.centroids = reinterpret_cast<std::uint16_t*>(area + p.scratch.centroids);
+  job.bias = reinterpret_cast<float*>(area + p.scratch.bias);
+  job.cursor = reinterpret_cast<std::int32_t*>(area + p.scratch.cursor);
 }
 
 template <class Job>
@@ -35,7 +35,7 @@ __global__ __launch_bounds__(kThreads) void fill_cluster_jobs_kernel(ClusterJobs
   if (i >= num_jobs) return;
   const SealView& seal = p.seals[i / p.num_planes];
   const int plane = p.first_plane + i % p.num_planes;
-  std::byte* area = p.scratch + static_cast<std::size_t>(i) * p.area_bytes;
+  std::byte* area = p.scratch.area(i);
   ClusterJob& run = run_of(jobs[i]);
   run.params = p.like;
   run.params.keys = {p.live, seal.live_pages, seal.first_live_row, seal.segment.num_rows, plane};
@@ -43,8 +43,8 @@ __global__ __launch_bounds__(kThreads) void fill_cluster_jobs_kernel(ClusterJobs
   run.params.start_seed = cluster::start_seed(p.seed, p.model_layers[plane / p.num_kv_heads],
                                               plane % p.num_kv_heads, seal.first_token);
   run.labels = reinterpret_cast<std::int32_t*>(area);
-  run.order = reinterpret_cast<std::int32_t*>(area + p.order);
-  run.offset = reinterpret_cast<std::int32_t*>(area + p.offset);
+  run.order = reinterpret_cast<std::int32_t*>(area + p.scratch.order);
+  run.offset = reinterpret_cast<std::int32_t*>(area + p.scratch.offset);
   set_scratch(jobs[i], p, area);
 }
 

@@ -48,17 +48,14 @@ constexpr int large_clusters(int num_clusters) {
   return (num_clusters + kLargeTile - 1) / kLargeTile * kLargeTile;
 }
 
-/// What all runs of a launch have in common, and the scratch of one of them.
+/// What all runs of a launch have in common.
 struct ClusterJobs {
   const SealView* seals;    ///< [num_seals]
   RowStore live;            ///< plane 0 is the first one clustered
   const int* model_layers;  ///< [num_planes / num_kv_heads], of the planes
   cluster::SegmentParams like;
   std::uint64_t seed;  ///< of the config
-  std::byte* scratch;  ///< area of the first job
-  std::size_t area_bytes;
-  std::size_t order, offset, centroids, bias,
-      cursor;  ///< bytes from an area's begin; labels are first
+  SealScratch scratch;
   int num_kv_heads;
   int first_plane;
   int num_planes;

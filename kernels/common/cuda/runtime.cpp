@@ -59,6 +59,10 @@ void wait_for(void* stream) {
   check(cudaStreamSynchronize(stream_of(stream)), "cudaStreamSynchronize");
 }
 
+void wait_for_all() {
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
 bool is_capturing(void* stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(stream_of(stream), &status), "cudaStreamIsCapturing");

@@ -21,8 +21,9 @@ MemoryResource& device_memory() noexcept;
 void copy_async(void* to, const void* from, std::size_t bytes, void* stream);
 void fill_async(void* to, int byte, std::size_t bytes, void* stream);
 
-/// The host waits for all of the stream's work.
+/// The host waits for all of the stream's work, or for that of all streams.
 void wait_for(void* stream);
+void wait_for_all();
 
 /// Whether the stream records a graph: its work runs later, any number of times.
 bool is_capturing(void* stream);

@@ -21,18 +21,18 @@ __global__ __launch_bounds__(kThreads) void fill_index_jobs_kernel(IndexJobs p, 
   const int i = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   if (i >= num_jobs) return;
   const SealView& seal = p.seals[i / p.num_planes];
-  std::byte* area = p.scratch + static_cast<std::size_t>(i) * p.area_bytes;
+  std::byte* area = p.scratch.area(i);
   IndexJob job{};
   job.source = {seal.live_pages, seal.first_live_row, seal.first_token, seal.segment.num_rows,
                 p.first_plane + i % p.num_planes};
   job.target = {seal.segment, seal.blocks, seal.row_pages};
   job.num_clusters = seal.num_clusters;
   if (!p.in_token_order) {
-    job.order = reinterpret_cast<const std::int32_t*>(area + p.order);
-    job.offset = reinterpret_cast<const std::int32_t*>(area + p.offset);
-    job.used = reinterpret_cast<std::int32_t*>(area + p.used);
-    job.variance = reinterpret_cast<float*>(area + p.variance);
-    job.value_sum = reinterpret_cast<float*>(area + p.value_sum);
+    job.order = reinterpret_cast<const std::int32_t*>(area + p.scratch.order);
+    job.offset = reinterpret_cast<const std::int32_t*>(area + p.scratch.offset);
+    job.used = reinterpret_cast<std::int32_t*>(area + p.scratch.used);
+    job.variance = reinterpret_cast<float*>(area + p.scratch.variance);
+    job.value_sum = reinterpret_cast<float*>(area + p.scratch.value_sum);
   }
   jobs[i] = job;
   previous[i] = seal.previous;

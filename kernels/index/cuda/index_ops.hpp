@@ -24,12 +24,10 @@ struct IndexJob {
   float* value_sum;            ///< scratch [num_clusters, head_dim]
 };
 
-/// What all segments of a launch have in common, and the scratch of one of them.
+/// What all segments of a launch have in common.
 struct IndexJobs {
   const SealView* seals;  ///< [num_seals]
-  std::byte* scratch;     ///< area of the first job
-  std::size_t area_bytes;
-  std::size_t order, offset, used, variance, value_sum;  ///< bytes from an area's begin
+  SealScratch scratch;
   int first_plane;
   int num_planes;
   bool in_token_order;  ///< dense layers: rows are stored only

@@ -48,7 +48,6 @@ void adopt_lists(const select::SelectParams& params, const TensorView& cluster_i
 /// Token positions of each list, as ClusterKVCache::token_ids() writes them.
 struct TokenIdParams {
   const SequenceView* rows;
-  IndexStore index;  ///< not read with `all_rows`
   const std::uint32_t* positions;
   std::int64_t positions_stride;
   SelectionLists lists;  ///< with their row_ids

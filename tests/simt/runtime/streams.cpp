@@ -5,6 +5,7 @@
 // does.
 #include "simt/streams.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -160,6 +161,13 @@ void fill_async(void* to, int byte, std::size_t bytes, void* stream) {
 void wait_for(void* stream) {
   if (stream == nullptr) return;
   ::simt::run_until([&] { return stream_of(stream)->items.empty(); });
+}
+
+void wait_for_all() {
+  ::simt::run_until([] {
+    return std::ranges::all_of(::simt::streams(),
+                               [](const ::simt::Stream* s) { return s->items.empty(); });
+  });
 }
 
 bool is_capturing(void* stream) {

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every backend has for a step and a layer, wherever it lies, and the parameters of ops from it.
+#pragma once
+
+#include <cstdint>
+
+#include "clusterkv/config.hpp"
+#include "clusterkv/step.hpp"
+#include "kernels/attend/attend.hpp"
+#include "kernels/common/carve.hpp"
+#include "kernels/common/views.hpp"
+#include "kernels/select/select.hpp"
+
+namespace clusterkv {
+
+/// Arrays in the caller's workspace. R = max_rows, S = selection_heads, C = list capacity.
+struct StepScratch {
+  float* query;           ///< [R, q_head, head_dim]
+  SelectionLists lists;   ///< arrays [R, S] and [R, S, C]
+  HeadTotals* totals;     ///< [R, q_head]
+  float* e;               ///< [blocks of all rows, q_head, kBlockClusters]
+  float* z;               ///< as e; null unless per query head
+  BlockSums* block_sums;  ///< [blocks of all rows, q_head]
+  attend::Partials partials;
+  float* tail_mass;    ///< [R, q_head]
+  std::int64_t* kept;  ///< [R, S]
+
+  /// Of a plan row, after `blocks` blocks of the rows before.
+  [[nodiscard]] RowScores scores_at(std::int64_t blocks, int num_q_heads) const {
+    const std::int64_t sums = blocks * num_q_heads;
+    return {e + sums * kBlockClusters, z == nullptr ? nullptr : z + sums * kBlockClusters,
+            block_sums + sums};
+  }
+};
+
+SelectionLists carve_lists(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
+StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
+
+/// One layer of one step.
+struct LayerMemory {
+  const SequenceView* rows;
+  const RowScores* scores;  ///< [row]
+  const StepScratch& scratch;
+  RowStore stored;
+  RowStore live;
+  SlotView slots;
+  IndexStore index;  ///< not read if dense
+  bool dense;
+};
+
+select::ScoreParams score_params(const CacheConfig& config, const LayerMemory& memory);
+select::SelectParams select_params(const CacheConfig& config, const LayerMemory& memory);
+attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& memory,
+                                  const AttentionOut& out, bool rows_part);
+
+}  // namespace clusterkv
