@@ -327,8 +327,8 @@ TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
   // Two pages for 512 tokens, one for sinks and two that the ends of a run may need.
   expect_error<CapacityError>([&] { few.prefill(id, 1200, 1200); }, "store.live_tokens");
   EXPECT_EQ(few.cache.length(id), 0) << "nothing has changed";
-  few.prefill(id, 1200, 300);
-  many.prefill(other, 1200, 300);
+  few.prefill(id, 1600, 800);  // the second chunk needs the pages of the first
+  many.prefill(other, 1600, 800);
   for (int i = 0; i < 30; ++i) {
     EXPECT_TRUE(same_bits(few.decode(id), many.decode(other)));
   }
