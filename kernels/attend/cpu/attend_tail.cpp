@@ -3,7 +3,8 @@
 // attend_tail (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
 // Mapping: masses of a block's clusters, a head at a time; then the value means of those that some head
-//          keeps, which are few, for all heads.
+//          keeps, which are few, for all heads. What a block keeps is found while the block before it
+//          waits to be added, so that its value means are in cache by then.
 // Bound:   the scores, which are in cache, and the value means of kept clusters.
 #include <algorithm>
 #include <bit>
@@ -11,6 +12,7 @@
 #include "kernels/attend/cpu/ops.hpp"
 #include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/common/cpu/simd.hpp"
+#include "kernels/common/cpu/simd_select.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/common/math.hpp"
 
@@ -59,7 +61,14 @@ class TailPiece {
     // Ids are ascending, so the piece's part of the choice is one run.
     const std::int32_t* next =
         std::lower_bound(chosen_, chosen_end_, first_block_ * kBlockClusters);
-    for (int block = first_block_; block < last_block_; ++block) add_block(block, next);
+    Block blocks[2];
+    find_block(first_block_, next, blocks[0]);
+    for (int i = 0; i < last_block_ - first_block_; ++i) {
+      if (first_block_ + i + 1 < last_block_) {
+        find_block(first_block_ + i + 1, next, blocks[(i + 1) % 2]);
+      }
+      add_block(blocks[i % 2]);
+    }
   }
 
  private:
@@ -69,95 +78,116 @@ class TailPiece {
     return p_.totals[std::int64_t{number_} * p_.num_q_heads * p_.query_tokens + first_q_head_ + g];
   }
 
-  void add_block(int block, const std::int32_t*& next) {
-    const std::uint32_t physical = row_.blocks[block];
-    const std::uint32_t* offset = p_.index.block_offset(kv_head_, physical);
-    float size[kBlockClusters];
-    float left[kBlockClusters];
-    for (int c = 0; c < kBlockClusters; ++c) {
-      size[c] = static_cast<float>(static_cast<std::int32_t>(offset[c + 1] - offset[c]));
-      left[c] = size[c];
-    }
-    for (; next < chosen_end_ && *next < (block + 1) * kBlockClusters; ++next) {
-      left[*next % kBlockClusters] -= static_cast<float>(counts_[next - chosen_]);
-    }
-    const std::int64_t at = (std::int64_t{kv_head_} * row_.num_blocks + block) * group_ + member_;
-    std::uint64_t kept = 0;
-    for (int g = 0; g < served_; ++g) kept |= find_kept(g, at + g, size, left);
-    const float* scale =
-        p_.index.value_scale + p_.index.plane_block(kv_head_, physical) * kBlockClusters;
-    Means means(p_.index.block_value_means(kv_head_, physical), kept);
-    partial(0).kept += means.count;
-    for (int first = 0; first < served_; first += kMaxPassHeads) {
-      const int heads = std::min(kMaxPassHeads, served_ - first);
-      float* o[kMaxPassHeads];
-      for (int g = 0; g < heads; ++g) {
-        weigh(first + g, at + first + g, left, scale, means, g);
-        o[g] = output(first + g);
-      }
-      add_weighted<ValueMean<kIndex>, kHeadDim>(means.rows, means.count, means.weight, heads, o);
-    }
-  }
-
-  /// The value means of the clusters with bits in `kept`, and a pass's weights for them.
-  struct Means {
-    static constexpr int kRowBytes = kHeadDim * ValueMean<kIndex>::kBytes;
-    static constexpr int kLineBytes = 64;
-
-    Means(const std::byte* first, std::uint64_t kept) {
-      for (; kept != 0; kept &= kept - 1) {
-        cluster[count] = std::countr_zero(kept);
-        rows[count] = first + cluster[count] * kRowBytes;
-        // They arrive while the masses are formed.
-        for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(rows[count] + at);
-        ++count;
-      }
-    }
-    int count = 0;
-    int cluster[kBlockClusters];
-    const std::byte* rows[kBlockClusters];
-    float weight[kMaxPassHeads][kBlockClusters];
+  /// A block's rows that were not selected, and the value means that some head keeps.
+  struct Block {
+    std::int64_t scores;  ///< of the first head served
+    const float* scale;
+    std::uint64_t kept;
+    int count;
+    const std::byte* means[kBlockClusters];
+    alignas(64) float left[kBlockClusters];
   };
 
-  float factor(int g, std::int64_t at) const {
-    return exp2_fixed(p_.scores[number_].blocks[at].max - total(g).max);
+  void find_block(int number, const std::int32_t*& next, Block& block) const {
+    const std::uint32_t physical = row_.blocks[number];
+    const std::uint32_t* offset = p_.index.block_offset(kv_head_, physical);
+    alignas(64) float size[kBlockClusters];
+    for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+      const simd::Floats rows = simd::differences(offset + c);
+      simd::store(rows, size + c);
+      simd::store(rows, block.left + c);
+    }
+    for (; next < chosen_end_ && *next < (number + 1) * kBlockClusters; ++next) {
+      block.left[*next % kBlockClusters] -= static_cast<float>(counts_[next - chosen_]);
+    }
+    block.scores = (std::int64_t{kv_head_} * row_.num_blocks + number) * group_ + member_;
+    block.scale = p_.index.value_scale + p_.index.plane_block(kv_head_, physical) * kBlockClusters;
+    block.kept = 0;
+    for (int first = 0; first < served_; first += simd::kLanes) {
+      block.kept |= find_kept(block, size, first, std::min(simd::kLanes, served_ - first));
+    }
+    fetch(p_.index.block_value_means(kv_head_, physical), block);
   }
 
-  /// A bit for each cluster with rows left that head g keeps.
-  std::uint64_t find_kept(int g, std::int64_t at, const float* size, const float* left) const {
-    const float* e = p_.scores[number_].e + at * kBlockClusters;
-    const float block_factor = factor(g, at);
-    std::int32_t keeps[kBlockClusters];
-    for (int c = 0; c < kBlockClusters; ++c) {
-      const float mass = size[c] * e[c] * block_factor;
-      keeps[c] = static_cast<int>(is_kept(mass, total(g).mass, p_.tail_share)) &
-                 static_cast<int>(left[c] > 0.0F);  // no branch: a vector of them
+  /// 2^(max of the block - max of all), for heads [first, first + heads) of at most kLanes.
+  CLUSTERKV_SIMD void find_factors(const Block& block, int first, int heads,
+                                   float (&factor)[simd::kLanes]) const {
+    alignas(64) float x[simd::kLanes] = {};
+    for (int g = 0; g < heads; ++g) {
+      x[g] = p_.scores[number_].blocks[block.scores + first + g].max - total(first + g).max;
     }
+    simd::store(simd::exp2_fixed(simd::load(x)), factor);
+  }
+
+  /// A bit for each cluster with rows left that one of the heads keeps: is_kept().
+  std::uint64_t find_kept(const Block& block, const float* size, int first, int heads) const {
+    alignas(64) float factor[simd::kLanes];
+    find_factors(block, first, heads, factor);
     std::uint64_t bits = 0;
-    for (int c = 0; c < kBlockClusters; ++c) bits |= static_cast<std::uint64_t>(keeps[c]) << c;
+#pragma GCC unroll 1
+    for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+      unsigned kept = 0;
+      for (int g = 0; g < heads; ++g) {
+        const simd::Floats mass =
+            simd::load(size + c) * simd::load(e(block, first + g) + c) * simd::broadcast(factor[g]);
+        kept |= simd::at_least(mass, simd::broadcast(p_.tail_share * total(first + g).mass));
+      }
+      kept &= simd::positive(simd::load(block.left + c));
+      bits |= std::uint64_t{kept} << c;
+    }
     return bits;
   }
 
-  /// Head g: masses of the clusters that are kept become weights in row `to`, those of others go to
+  static void fetch(const std::byte* means, Block& block) {
+    constexpr int kRowBytes = kHeadDim * ValueMean<kIndex>::kBytes;
+    constexpr int kLineBytes = 64;
+    block.count = 0;
+    for (std::uint64_t bits = block.kept; bits != 0; bits &= bits - 1) {
+      const std::byte* mean = means + std::countr_zero(bits) * kRowBytes;
+      for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(mean + at);
+      block.means[block.count++] = mean;
+    }
+  }
+
+  void add_block(const Block& block) {
+    partial(0).kept += block.count;
+    for (int first = 0; first < served_; first += kMaxPassHeads) {
+      const int heads = std::min(kMaxPassHeads, served_ - first);
+      alignas(64) float factor[simd::kLanes];
+      find_factors(block, first, heads, factor);
+      float weight[kMaxPassHeads][kBlockClusters + simd::kLanes];
+      float* o[kMaxPassHeads];
+      for (int g = 0; g < heads; ++g) {
+        weigh(block, first + g, factor[g], weight[g]);
+        o[g] = output(first + g);
+      }
+      add_weighted<ValueMean<kIndex>, kHeadDim>(block.means, block.count, weight, heads, o);
+    }
+  }
+
+  /// Head g: masses of the clusters that are kept become weights, side by side; those of others go to
   /// `rest`.
-  void weigh(int g, std::int64_t at, const float* left, const float* scale, Means& means, int to) {
-    const float* e = p_.scores[number_].e + at * kBlockClusters;
-    const float block_factor = factor(g, at);
-    float mass[kBlockClusters];
-    for (int c = 0; c < kBlockClusters; ++c) mass[c] = left[c] * e[c] * block_factor;
-    float kept = 0.0F;
-    for (int i = 0; i < means.count; ++i) {
-      const int c = means.cluster[i];
-      kept += mass[c];
-      means.weight[to][i] = mass[c] * scale[c];
-      mass[c] = 0.0F;
+  CLUSTERKV_SIMD void weigh(const Block& block, int g, float factor, float* weight) {
+    simd::Floats kept = simd::broadcast(0.0F);
+    simd::Floats rest = simd::broadcast(0.0F);
+    for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+      const auto bits = static_cast<std::uint16_t>(block.kept >> c);
+      const simd::Floats mass =
+          simd::load(block.left + c) * simd::load(e(block, g) + c) * simd::broadcast(factor);
+      const simd::Floats of_kept = simd::only(bits, mass);
+      kept = kept + of_kept;
+      rest = rest + (mass - of_kept);
+      simd::store_packed(bits, mass * simd::load(block.scale + c), weight);
+      weight += std::popcount(bits);
     }
-    float sum[kSumLanes] = {};
-    for (int first = 0; first < kBlockClusters; first += kSumLanes) {
-      for (int i = 0; i < kSumLanes; ++i) sum[i] += mass[first + i];
-    }
-    partial(g).l += kept;
-    partial(g).rest += tree_sum<kSumLanes>(sum);
+    const simd::Quad sums =
+        simd::finish(simd::fold(kept), simd::fold(rest), simd::fold(kept), simd::fold(rest));
+    partial(g).l += sums[0];
+    partial(g).rest += sums[1];
+  }
+
+  const float* e(const Block& block, int g) const {
+    return p_.scores[number_].e + (block.scores + g) * kBlockClusters;
   }
 
   const AttendParams& p_;

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "kernels/common/cpu/simd.hpp"
 
@@ -37,6 +38,56 @@ CLUSTERKV_SIMD Floats zero_if_nan(const Floats& x, const Floats& v) {
   Floats chosen;
   for (int i = 0; i < kParts; ++i) chosen.part[i] = x.part[i] == x.part[i] ? v.part[i] : Part{};
   return chosen;
+}
+
+/// A bit for each lane where a >= b.
+CLUSTERKV_SIMD unsigned at_least(const Floats& a, const Floats& b) {
+  unsigned bits = 0;
+  for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512F__)
+    bits |= _mm512_cmp_ps_mask(a.part[i], b.part[i], _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    const __m256 holds = _mm256_cmp_ps(a.part[i], b.part[i], _CMP_GE_OQ);
+    bits |= static_cast<unsigned>(_mm256_movemask_ps(holds)) << i * kPartLanes;
+#else
+    for (int lane = 0; lane < kPartLanes; ++lane) {
+      bits |= static_cast<unsigned>(a.part[i][lane] >= b.part[i][lane]) << (i * kPartLanes + lane);
+    }
+#endif
+  }
+  return bits;
+}
+
+/// A bit for each lane where v > 0.
+CLUSTERKV_SIMD unsigned positive(const Floats& v) {
+  return at_least(v, broadcast(std::numeric_limits<float>::denorm_min()));
+}
+
+/// v where there is a bit, else 0.
+CLUSTERKV_SIMD Floats only(unsigned bits, const Floats& v) {
+#if defined(__AVX512F__)
+  return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), v.part[0])};
+#else
+  Floats chosen;
+  for (int i = 0; i < kParts; ++i) {
+    IntPart bit;
+    for (int lane = 0; lane < kPartLanes; ++lane) bit[lane] = 1 << (i * kPartLanes + lane);
+    const IntPart has = (IntPart{} + static_cast<std::int32_t>(bits)) & bit;
+    chosen.part[i] = has != 0 ? v.part[i] : Part{};
+  }
+  return chosen;
+#endif
+}
+
+/// The lanes where there is a bit, side by side. 16 places are written.
+CLUSTERKV_SIMD void store_packed(unsigned bits, const Floats& v, float* to) {
+#if defined(__AVX512F__)
+  _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), v.part[0]));
+#else
+  float lane[kLanes];
+  store(v, lane);
+  for (; bits != 0; bits &= bits - 1) *to++ = lane[std::countr_zero(bits)];
+#endif
 }
 
 /// 16 numbers as 16-bit integers, half to even. Their magnitude is below 2^15.
