@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // z of clusters for the queries of a pass: products with the centroids of a block, by the type of the index.
+// Centroids of the next block are fetched meanwhile.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +22,22 @@ constexpr int kFlight = simd::kJoin;
 constexpr int kJoined = simd::kSums / kFlight;
 using BlockScores = float[kBlockClusters];
 
+/// The centroids of the block after this one, fetched a few lines at a time: half of them between its
+/// products, half while its scores are finished, which reads nothing (docs/performance.md).
+class NextBlock {
+ public:
+  static constexpr int kLineBytes = 64;
+
+  CLUSTERKV_SIMD explicit NextBlock(const std::byte* centroids) : at_(centroids) {}
+  CLUSTERKV_SIMD void fetch(int lines) {
+    for (int i = 0; i < lines; ++i) simd::prefetch(at_ + i * kLineBytes);
+    at_ += lines * kLineBytes;
+  }
+
+ private:
+  const std::byte* at_;
+};
+
 /// The queries of a pass as two int8 planes in one 16-bit integer: products with int8 centroids are
 /// integer sums.
 template <int kHeadDim>
@@ -28,20 +45,22 @@ class IntQueries {
  public:
   static constexpr int kTile = simd::kSums;
   static constexpr int kRowBytes = kHeadDim;
+  static constexpr int kFetchLines = kFlight * kRowBytes / NextBlock::kLineBytes / 2;
 
   IntQueries(const float* query, int heads, float softmax_scale) : heads_(heads) {
     for (int g = 0; g < heads; ++g) quantise(g, query + g * kHeadDim, softmax_scale * kLog2E);
   }
 
   /// z of clusters [first, first + kTile) of a block, for every head.
-  void score(const std::byte* centroids, const float* centroid_scale, int first, BlockScores* z) {
+  void score(const std::byte* centroids, const float* centroid_scale, int first, NextBlock& next,
+             BlockScores* z) {
     const auto* rows = reinterpret_cast<const std::int8_t*>(centroids) + first * kHeadDim;
     simd::FloatSums scale;
     std::memcpy(&scale, centroid_scale + first, sizeof scale);
     int g = 0;
     for (; g + kTileHeads <= heads_; g += kTileHeads)
-      multiply<kTileHeads>(g, rows, scale, first, z);
-    for (; g < heads_; ++g) multiply<1>(g, rows, scale, first, z);
+      multiply<kTileHeads>(g, rows, scale, first, next, z);
+    for (; g < heads_; ++g) multiply<1>(g, rows, scale, first, next, z);
   }
 
  private:
@@ -68,9 +87,10 @@ class IntQueries {
 
   template <int kGroup>
   CLUSTERKV_SIMD void multiply(int head, const std::int8_t* rows, const simd::FloatSums& scale,
-                               int first, BlockScores* z) const {
+                               int first, NextBlock& next, BlockScores* z) const {
     simd::IntPart part[kGroup][kJoined];
     for (int i = 0; i < kJoined; ++i) {
+      if (head == 0) next.fetch(kFetchLines);
       add_products(head, rows + i * kFlight * kHeadDim, i, part);
     }
     for (int g = 0; g < kGroup; ++g) {
@@ -116,13 +136,15 @@ class FloatQueries {
  public:
   static constexpr int kTile = 4;
   static constexpr int kRowBytes = kHeadDim * kElementBytes<kStored>;
+  static constexpr int kFetchLines = kTile * kRowBytes / NextBlock::kLineBytes / 2;
 
   FloatQueries(const float* query, int heads, float softmax_scale)
       : query_(query), heads_(heads), factor_(softmax_scale * kLog2E) {}
 
   /// As IntQueries::score(); the centroids' scale is 1.
-  void score(const std::byte* centroids, const float*, int first, BlockScores* z) {
+  void score(const std::byte* centroids, const float*, int first, NextBlock& next, BlockScores* z) {
     const std::byte* rows = centroids + first * kRowBytes;
+    next.fetch(kFetchLines);
     int g = 0;
     for (; g + kGroup <= heads_; g += kGroup) multiply<kGroup>(g, rows, first, z);
     for (; g < heads_; ++g) multiply<1>(g, rows, first, z);

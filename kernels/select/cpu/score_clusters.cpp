@@ -4,7 +4,8 @@
 //
 // Mapping: a few clusters of a block at a time, against four heads of the group where registers allow, in the
 //          order in which they lie: what fetches ahead of reads follows nothing else. A block's scores
-//          stay in the L1 cache until its sums are formed, head by head.
+//          stay in the L1 cache until its sums are formed, head by head; the next block is fetched
+//          meanwhile.
 // Bound:   memory with an int8 index, arithmetic with others.
 #include <algorithm>
 
@@ -35,10 +36,11 @@ struct BlockSizes {
 /// t of one head over one block in place of z, -inf without rows, as score() and spread_weight() of single
 /// numbers. Returns the largest of it.
 CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread, float query_spread,
-                                   float* z, float* z_out) {
+                                   float* z, float* z_out, NextBlock& next, int lines) {
   simd::Floats largest = simd::broadcast(kMinusInfinity);
 #pragma GCC unroll 1
   for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+    next.fetch(lines);
     const simd::Floats rows = simd::load(sizes.rows + c);
     simd::Floats t = simd::where_positive(rows, simd::load(z + c), simd::broadcast(0.0F));
     if (z_out != nullptr) simd::store(t, z_out + c);
@@ -54,12 +56,13 @@ CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread,
 
 /// e and sums of one head over one block. Where no cluster has rows t - max is NaN, of which exp2_fixed()
 /// makes 0.
-CLUSTERKV_SIMD BlockSums finish_masses(const BlockSizes& sizes, const float* t, float max,
-                                       float* e) {
+CLUSTERKV_SIMD BlockSums finish_masses(const BlockSizes& sizes, const float* t, float max, float* e,
+                                       NextBlock& next, int lines) {
   simd::Floats sum = simd::broadcast(0.0F);
   simd::Floats mass = simd::broadcast(0.0F);
 #pragma GCC unroll 1
   for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
+    next.fetch(lines);
     const simd::Floats share = simd::exp2_fixed(simd::load(t + c) - simd::broadcast(max));
     simd::store(share, e + c);
     sum = sum + share;
@@ -99,12 +102,16 @@ class Scorer {
       for (int g = 0; g < heads_ && p_.use_spread; ++g) {
         query_spread_[g] = query_spread<kHeadDim>(query_ + g * kHeadDim, profile, p_.softmax_scale);
       }
-      for (int block = first; block < last; ++block) score_block(block);
+      for (int block = first; block < last; ++block) {
+        score_block(block, std::min(block + 1, last - 1));
+      }
     }
   }
 
  private:
-  void score_block(int block) {
+  /// Fetches what belongs to block `after` meanwhile.
+  void score_block(int block, int after) {
+    NextBlock next = fetch_entries(row_.blocks[after]);
     const std::uint32_t physical = row_.blocks[block];
     const std::uint32_t* offset = p_.index.block_offset(item_.kv_head, physical);
     const BlockSizes sizes(offset);
@@ -113,20 +120,39 @@ class Scorer {
     // Unused clusters come last, and nothing was written for them.
     const std::uint32_t end = offset[kBlockClusters];
     for (int c = 0; c < kBlockClusters && offset[c] < end; c += Queries::kTile) {
-      queries_.score(centroids, p_.index.centroid_scale + entry, c, z_);
+      queries_.score(centroids, p_.index.centroid_scale + entry, c, next, z_);
     }
     const float* spread = p_.use_spread ? p_.index.spread + entry : nullptr;
     const std::int64_t at =
         (std::int64_t{item_.kv_head} * row_.num_blocks + block) * group_ + first_head_;
+    const int lines = kFinishLines / heads_;
     float max[kMaxPassHeads];
     // Maxima of all heads first, so that nothing waits for them.
     for (int g = 0; g < heads_; ++g) {
       float* z_out = out_.z == nullptr ? nullptr : out_.z + (at + g) * kBlockClusters;
-      max[g] = finish_scores(sizes, spread, query_spread_[g], z_[g], z_out);
+      max[g] = finish_scores(sizes, spread, query_spread_[g], z_[g], z_out, next, lines);
     }
     for (int g = 0; g < heads_; ++g) {
-      out_.blocks[at + g] = finish_masses(sizes, z_[g], max[g], out_.e + (at + g) * kBlockClusters);
+      out_.blocks[at + g] =
+          finish_masses(sizes, z_[g], max[g], out_.e + (at + g) * kBlockClusters, next, lines);
     }
+  }
+
+  /// Half a block's lines over the two passes of a head, each of a vector of clusters at a time.
+  static constexpr int kFinishLines = kBlockClusters * Queries::kRowBytes / NextBlock::kLineBytes /
+                                      2 / (2 * kBlockClusters / simd::kLanes);
+
+  /// What is read first of a block: one number a cluster.
+  [[nodiscard]] NextBlock fetch_entries(std::uint32_t physical) const {
+    const std::int64_t entry = p_.index.plane_block(item_.kv_head, physical) * kBlockClusters;
+    const auto fetch = [](const auto* of_clusters) {
+      NextBlock(reinterpret_cast<const std::byte*>(of_clusters))
+          .fetch(kBlockClusters * sizeof *of_clusters / NextBlock::kLineBytes);
+    };
+    fetch(p_.index.block_offset(item_.kv_head, physical));
+    fetch(p_.index.centroid_scale + entry);
+    if (p_.use_spread) fetch(p_.index.spread + entry);
+    return NextBlock(p_.index.block_centroids(item_.kv_head, physical));
   }
 
   const ScoreParams& p_;
