@@ -61,23 +61,30 @@ void score_panels(const float (*keys)[kHeadDim], int count, const AssignParams& 
                   Best* best) {
   const float* panels = p.centroids + std::size_t(first) * kHeadDim;
   for (int key = 0; key < count; key += kKeys) {
-    simd::Floats sum[kKeys][kCount];
-    for (auto& of_key : sum) {
-      for (simd::Floats& lanes : of_key) lanes = simd::broadcast(0.0F);
-    }
+    // In parts: sums of whole vectors would be kept in memory.
+    simd::Part sum[kKeys][kCount][simd::kParts] = {};
+#pragma GCC unroll 2
     for (int d = 0; d < kHeadDim; ++d) {
       simd::Floats centroid[kCount];
       for (int j = 0; j < kCount; ++j) {
         centroid[j] = simd::load(panels + (j * kHeadDim + d) * kPanel);
       }
       for (int i = 0; i < kKeys; ++i) {
-        const simd::Floats x = simd::broadcast(keys[key + i][d]);
-        for (int j = 0; j < kCount; ++j) sum[i][j] = simd::fma(x, centroid[j], sum[i][j]);
+        const simd::Part x = simd::broadcast(keys[key + i][d]).part[0];
+        for (int j = 0; j < kCount; ++j) {
+          for (int part = 0; part < simd::kParts; ++part) {
+            sum[i][j][part] = simd::fma(x, centroid[j].part[part], sum[i][j][part]);
+          }
+        }
       }
     }
     for (int j = 0; j < kCount; ++j) {
       const simd::Floats bias = simd::load(p.bias + first + j * kPanel);
-      for (int i = 0; i < kKeys; ++i) best[key + i].offer(sum[i][j] - bias, first + j * kPanel);
+      for (int i = 0; i < kKeys; ++i) {
+        simd::Floats score;
+        for (int part = 0; part < simd::kParts; ++part) score.part[part] = sum[i][j][part];
+        best[key + i].offer(score - bias, first + j * kPanel);
+      }
     }
   }
 }
