@@ -57,6 +57,14 @@ const BackendInfo& backend_info(Backend backend) {
   return backend == Backend::kCpu ? cpu_backend() : cuda_backend();
 }
 
+inline namespace v0 {
+MemoryResource& default_memory_resource(Backend backend) {
+  const BackendInfo& info = backend_info(backend);
+  if (info.missing != nullptr) throw BackendUnavailable(info.missing);
+  return info.memory();
+}
+}  // namespace v0
+
 std::int64_t stored_pages(const Capacity& capacity, Rows rows) {
   return rows == Rows::kKept ? capacity.row_pages : 0;
 }

@@ -11,7 +11,8 @@ const BackendInfo& cuda_backend() {
       .residency = Residency::kHost,
       .find_fault = nullptr,
       .find_needs = nullptr,
-      .make = nullptr};
+      .make = nullptr,
+      .memory = nullptr};
   return kInfo;
 }
 

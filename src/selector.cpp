@@ -11,8 +11,22 @@
 namespace clusterkv {
 inline namespace v0 {
 
+using runtime::check_tensor;
+using runtime::fail;
+
 struct ClusterSelector::Impl {
   Core core;
+
+  void check_target(const PagedTarget& target, std::int64_t num_rows) const {
+    const Backend backend = core.backend();
+    const std::int64_t lists = num_rows * runtime::capacity_of(core.settings()).selection_heads;
+    check_tensor(target.block_table, {"block_table", {num_rows, -1}, {DType::kI32}}, backend);
+    check_tensor(target.indptr, {"indptr", {lists + 1}, {DType::kI32}}, backend);
+    check_tensor(target.indices, {"indices", {-1}, {DType::kI32}}, backend);
+    if (target.block_tokens < 1) {
+      fail<ShapeError>("block_tokens: {}, expected >= 1", target.block_tokens);
+    }
+  }
 };
 
 void ClusterSelector::append(int layer, const DecodePlan& plan, const TensorView& key,
@@ -38,10 +52,10 @@ void ClusterSelector::token_ids(int layer, const DecodePlan& plan, const Selecti
 void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selection& selection,
                                   const TensorView& query, const AttentionOut& out, Stream stream) {
   if (impl_->core.settings().select.tail == Tail::kNone) {
-    runtime::fail<ConfigError>("select.tail: kNone, expected kMean or kSecondMoment for a tail");
+    fail<ConfigError>("select.tail: kNone, expected kMean or kSecondMoment for a tail");
   }
   if (!impl_->core.has_values()) {
-    runtime::fail<ConfigError>("value: append() was not given values, expected them for a tail");
+    fail<ConfigError>("value: append() was not given values, expected them for a tail");
   }
   LayerStep step(impl_->core, layer, plan, query, stream);
   step.check_out(out);
@@ -55,8 +69,10 @@ void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selectio
                                const TensorView& indptr, const TensorView& indices,
                                Stream stream) const {
   const Core& core = impl_->core;
-  core.stages().to_paged(core.layer_call(layer, plan, stream), selection,
-                         {block_table, block_tokens, indptr, indices});
+  const LayerCall call = core.layer_call(layer, plan, stream);
+  const PagedTarget target{block_table, block_tokens, indptr, indices};
+  impl_->check_target(target, plan.num_rows());
+  core.stages().to_paged(call, selection, target);
 }
 
 // --------------------------------------------------------------------- sequences and creation

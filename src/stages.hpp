@@ -100,6 +100,7 @@ struct BackendInfo {
   /// Of a config with all defaults filled in. Sizes that cannot be are at the largest value.
   MemoryNeeds (*find_needs)(const CacheConfig& config, const PlanLimits& limits, Rows rows);
   std::unique_ptr<Stages> (*make)(const CacheConfig& config, const Resources& resources, Rows rows);
+  MemoryResource& (*memory)() noexcept;
 };
 
 const BackendInfo& backend_info(Backend backend);

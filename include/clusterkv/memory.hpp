@@ -33,5 +33,10 @@ class MemoryResource {
 /// Host memory of the process. Pages cost memory only once they are written.
 MemoryResource& default_memory_resource() noexcept;
 
+/// What a backend takes where it is given no resource: host memory; with kCuda, device memory, and pinned
+/// host memory that the device reads and writes by the same address.
+/// \throws BackendUnavailable  if the backend was not built, or has no device
+MemoryResource& default_memory_resource(Backend backend);
+
 }  // namespace v0
 }  // namespace clusterkv

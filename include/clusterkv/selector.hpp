@@ -67,7 +67,9 @@ class ClusterSelector {
   /// \param indptr       i32 [plan.num_rows() * selection_heads + 1], written
   /// \param indices      i32 [capacity], written: all lists one after the other
   /// \throws ShapeError  if `indices` or a row of `block_table` is too short
-  /// \throws ValueError  if a page number is negative, or an entry does not fit i32
+  /// \throws ValueError  if a page number is negative, or an entry does not fit i32. CUDA looks at the
+  ///         tensors' forms alone: an entry for which others would throw is -1, and what `indices` has no
+  ///         room for is left out
   void to_paged(int layer, const DecodePlan& plan, const Selection& selection,
                 const TensorView& block_table, int block_tokens, const TensorView& indptr,
                 const TensorView& indices, Stream stream = {}) const;

@@ -8,7 +8,6 @@
 
 namespace clusterkv::cpu {
 
-using runtime::check_tensor;
 using runtime::fail;
 
 namespace {
@@ -54,12 +53,6 @@ void for_each_entry(const SelectionReader& reader, int num_rows, int num_kv_head
 void write_paged(const SelectionReader& reader, int num_rows, int num_kv_heads,
                  const PagedTarget& target) {
   const std::int64_t lists = std::int64_t{num_rows} * reader.num_heads();
-  check_tensor(target.block_table, {"block_table", {num_rows, -1}, {DType::kI32}});
-  check_tensor(target.indptr, {"indptr", {lists + 1}, {DType::kI32}});
-  check_tensor(target.indices, {"indices", {-1}, {DType::kI32}});
-  if (target.block_tokens < 1) {
-    fail<ShapeError>("block_tokens: {}, expected >= 1", target.block_tokens);
-  }
   std::int64_t needed = 0;  // a first walk, so that nothing is written if the second would fail
   for_each_entry(reader, num_rows, num_kv_heads, target, [&](int, std::int64_t) { ++needed; });
   if (needed > target.indices.shape[0]) {

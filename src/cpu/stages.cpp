@@ -326,7 +326,8 @@ const BackendInfo& cpu_backend() {
                                      .residency = Residency::kDevice,
                                      .find_fault = cpu::find_fault,
                                      .find_needs = cpu::CpuStages::needs,
-                                     .make = cpu::make};
+                                     .make = cpu::make,
+                                     .memory = default_memory_resource};
   return kInfo;
 }
 

@@ -24,8 +24,7 @@ Device place_of(const CacheConfig& config) {
   return {config.store.residency == Residency::kHost ? Device::kPinned : Device::kCuda};
 }
 
-const char* find_fault(const CacheConfig& config, Rows rows) {
-  if (rows == Rows::kElsewhere) return "backend: ClusterSelector is not on CUDA yet, expected kCpu";
+const char* find_fault(const CacheConfig& config, Rows) {
   if (config.model.kv_dtype == DType::kF32) {
     return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
   }
@@ -264,19 +263,26 @@ void CudaStages::choose(const LayerCall& call) {
   fill_async(lists.num_rows, 0, num_lists * sizeof(std::int32_t), stream);
 }
 
-void CudaStages::adopt(const LayerCall& call, const Selection& selection) {
-  const SelectionLists& lists = memory_of(call.plan).scratch.lists;
+void CudaStages::check_selection(const LayerCall& call, const Selection& selection) const {
   const auto rows = static_cast<std::int64_t>(call.plan.rows.size());
   runtime::check_tensor(selection.cluster_ids,
-                        {"selection.cluster_ids", {rows, lists.selection_heads, -1}, {DType::kI32}},
+                        {"selection.cluster_ids", {rows, selection_heads(), -1}, {DType::kI32}},
                         Backend::kCuda);
   runtime::check_tensor(selection.row_counts,
                         {"selection.row_counts",
-                         {rows, lists.selection_heads, selection.cluster_ids.shape[2]},
+                         {rows, selection_heads(), selection.cluster_ids.shape[2]},
                          {DType::kI32}},
                         Backend::kCuda);
+}
+
+PlanShape CudaStages::rows_of(const LayerCall& call) {
+  return {static_cast<int>(call.plan.rows.size()), 0, call.stream.handle};
+}
+
+void CudaStages::adopt(const LayerCall& call, const Selection& selection) {
+  check_selection(call, selection);
   if (call.dense) return choose(call);
-  const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
+  const PlanShape shape = rows_of(call);
   const select::SelectParams params = select_params(config_, layer_memory(call));
   adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
   expand_rows(params, shape);
@@ -322,35 +328,43 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part par
 
 // -------------------------------------------------------------------------------------- read
 
-void CudaStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
-                           const TensorView& counts) const {
+TokenLists CudaStages::token_lists(const LayerCall& call, const Selection& selection) const {
+  check_selection(call, selection);
   const CudaPlan& memory = memory_of(call.plan);
   const SelectionLists& lists = memory.scratch.unwanted;
-  const auto rows = static_cast<std::int64_t>(call.plan.rows.size());
-  runtime::check_tensor(ids, {"ids", {rows, lists.selection_heads, -1}, {DType::kI32}},
-                        Backend::kCuda);
-  runtime::check_tensor(counts, {"counts", {rows, lists.selection_heads}, {DType::kI32}},
-                        Backend::kCuda);
-  const PlanShape shape{static_cast<int>(rows), 0, call.stream.handle};
   if (!call.dense) {
+    const PlanShape shape = rows_of(call);
     select::SelectParams params = select_params(config_, layer_memory(call));
     params.lists = lists;
     adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
     expand_rows(params, shape);
   }
-  write_token_ids({.rows = memory.tables.views,
-                   .positions = index_.positions(call.layer),
-                   .positions_stride = index_.positions_stride(),
-                   .lists = lists,
-                   .num_kv_heads = model_.num_kv_heads,
-                   .all_rows = call.dense,
-                   .ids = ids,
-                   .counts = counts},
-                  shape);
+  return {.rows = memory.tables.views,
+          .positions = index_.positions(call.layer),
+          .positions_stride = index_.positions_stride(),
+          .lists = lists,
+          .num_kv_heads = model_.num_kv_heads,
+          .all_rows = call.dense};
 }
 
-void CudaStages::to_paged(const LayerCall&, const Selection&, const PagedTarget&) const {
-  fail<BackendUnavailable>("to_paged: not on CUDA yet, expected a selector on kCpu");
+void CudaStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
+                           const TensorView& counts) const {
+  const PlanShape shape = rows_of(call);
+  runtime::check_tensor(ids, {"ids", {shape.num_rows, selection_heads(), -1}, {DType::kI32}},
+                        Backend::kCuda);
+  runtime::check_tensor(counts, {"counts", {shape.num_rows, selection_heads()}, {DType::kI32}},
+                        Backend::kCuda);
+  write_token_ids({.from = token_lists(call, selection), .ids = ids, .counts = counts}, shape);
+}
+
+void CudaStages::to_paged(const LayerCall& call, const Selection& selection,
+                          const PagedTarget& target) const {
+  write_paged({.from = token_lists(call, selection),
+               .block_table = target.block_table,
+               .block_tokens = target.block_tokens,
+               .indptr = target.indptr,
+               .indices = target.indices},
+              rows_of(call));
 }
 
 void CudaStages::read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
@@ -409,7 +423,8 @@ const BackendInfo& cuda_backend() {
                                  .residency = Residency::kHost,
                                  .find_fault = ops::find_fault,
                                  .find_needs = ops::CudaStages::needs,
-                                 .make = ops::make};
+                                 .make = ops::make,
+                                 .memory = ops::device_memory};
   return kInfo;
 }
 

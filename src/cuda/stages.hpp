@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/common/cuda/runtime.hpp"
+#include "kernels/select/cuda/select_ops.hpp"
 #include "src/cuda/plan_memory.hpp"
 #include "src/cuda/seal.hpp"
 #include "src/cuda/slot_memory.hpp"
@@ -58,6 +59,11 @@ class CudaStages final : public Stages {
   void seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes);
   [[nodiscard]] SealTarget seal_target(bool dense, int first_layer, int num_layers) const;
   [[nodiscard]] PlanShape shape_of(const LayerCall& call) const;
+  static PlanShape rows_of(const LayerCall& call);
+  [[nodiscard]] int selection_heads() const { return capacity_.selection_heads; }
+  void check_selection(const LayerCall& call, const Selection& selection) const;
+  /// A selection, which need not be the plan's own.
+  [[nodiscard]] TokenLists token_lists(const LayerCall& call, const Selection& selection) const;
   static const SequenceView* views(const LayerCall& call);
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   [[nodiscard]] Counts* counts() const { return reinterpret_cast<Counts*>(counts_.data()); }

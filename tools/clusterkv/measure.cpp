@@ -21,6 +21,11 @@ double time_us(const Fn& fn) {
   return std::chrono::duration<double, std::micro>(end - start).count();
 }
 
+/// Until results are there.
+void wait_for(const ClusterKVCache& cache) {
+  static_cast<void>(cache.stats());
+}
+
 float dot(const float* a, const float* b, int count) {
   float sum = 0.0F;
   for (int i = 0; i < count; ++i) sum += a[i] * b[i];
@@ -50,13 +55,21 @@ double share_of_top(const std::vector<float>& logits, const std::vector<bool>& a
 }  // namespace
 
 LayerMeasure::LayerMeasure(const Trace& trace, const TraceLayer& layer, const CacheConfig& config,
-                           Executor& executor)
+                           Backend backend, Executor& executor)
     : trace_(trace),
       layer_(layer),
       config_(config),
+      stream_{backend, nullptr, nullptr},
       executor_(executor),
       selection_heads_(config.select.grouping == HeadGrouping::kShared ? trace.num_kv_heads
-                                                                       : trace.num_q_heads) {
+                                                                       : trace.num_q_heads),
+      key_(SharedAllocator<std::byte>(backend)),
+      value_(SharedAllocator<std::byte>(backend)),
+      wide_key_(SharedAllocator<float>(backend)),
+      out_(SharedAllocator<float>(backend)),
+      lse_(SharedAllocator<float>(backend)),
+      ids_(SharedAllocator<std::int32_t>(backend)),
+      counts_(SharedAllocator<std::int32_t>(backend)) {
   const auto row = static_cast<std::size_t>(trace.num_kv_heads * trace.head_dim);
   const auto tokens = static_cast<std::size_t>(trace.num_tokens);
   const auto heads = static_cast<std::size_t>(trace.num_q_heads);
@@ -65,13 +78,22 @@ LayerMeasure::LayerMeasure(const Trace& trace, const TraceLayer& layer, const Ca
   value_.resize(key_.size());
   wide_key_.resize(tokens * row);
   wide_query_.resize(out);
-  for (auto* buffer : {&out_, &full_}) buffer->resize(out);
-  for (auto* buffer : {&lse_, &full_lse_}) buffer->resize(heads);
+  out_.resize(out);
+  full_.resize(out);
+  lse_.resize(heads);
+  full_lse_.resize(heads);
   ids_.resize(static_cast<std::size_t>(selection_heads_) * tokens);
   counts_.resize(static_cast<std::size_t>(selection_heads_));
   for (const int steps : kRetainSteps) {
     hit_rates_.emplace_back(static_cast<std::size_t>(selection_heads_), HitRate(steps));
   }
+}
+
+TensorView LayerMeasure::shared(const void* data, DType dtype,
+                                std::initializer_list<std::int64_t> shape) const {
+  TensorView view = contiguous_view(data, dtype, shape);
+  view.device = shared_device(stream_.backend);
+  return view;
 }
 
 void LayerMeasure::take_rows(const ClusterKVCache& cache, int position, SequenceId id, int first,
@@ -81,13 +103,18 @@ void LayerMeasure::take_rows(const ClusterKVCache& cache, int position, Sequence
   const auto view = [&](void* data, DType type) {
     auto* from = static_cast<std::byte*>(data) +
                  static_cast<std::size_t>(first) * static_cast<std::size_t>(row) * size_of(type);
-    return contiguous_view(from, type, {last - first, trace_.num_kv_heads, trace_.head_dim});
+    return shared(from, type, {last - first, trace_.num_kv_heads, trace_.head_dim});
   };
-  cache.read_rows(position, id, first, last, view(key_.data(), dtype), view(value_.data(), dtype));
-  std::vector<float> unused(static_cast<std::size_t>(last - first) * static_cast<std::size_t>(row));
-  cache.read_rows(position, id, first, last, view(wide_key_.data(), DType::kF32),
-                  contiguous_view(unused.data(), DType::kF32,
-                                  {last - first, trace_.num_kv_heads, trace_.head_dim}));
+  cache.read_rows(position, id, first, last, view(key_.data(), dtype), view(value_.data(), dtype),
+                  stream_);
+  const SharedVector<float> unused(
+      static_cast<std::size_t>(last - first) * static_cast<std::size_t>(row), 0.0F,
+      SharedAllocator<float>(stream_.backend));
+  cache.read_rows(
+      position, id, first, last, view(wide_key_.data(), DType::kF32),
+      shared(unused.data(), DType::kF32, {last - first, trace_.num_kv_heads, trace_.head_dim}),
+      stream_);
+  wait_for(cache);
   num_rows_ = last;
 }
 
@@ -101,11 +128,13 @@ void LayerMeasure::step(ClusterKVCache& cache, int position, const DecodePlan& p
 
 void LayerMeasure::attend(ClusterKVCache& cache, int position, const DecodePlan& plan, int query) {
   const std::int64_t before = cache.stats().total.bytes_touched();
-  const AttendArgs args{
-      slice(layer_.query, query, query + 1),
-      {contiguous_view(out_.data(), DType::kF32, {1, trace_.num_q_heads, trace_.head_dim}),
-       contiguous_view(lse_.data(), DType::kF32, {1, trace_.num_q_heads})}};
-  step_us_.push_back(time_us([&] { cache.attend(position, plan, args); }));
+  const AttendArgs args{slice(layer_.query, query, query + 1),
+                        {shared(out_.data(), DType::kF32, {1, trace_.num_q_heads, trace_.head_dim}),
+                         shared(lse_.data(), DType::kF32, {1, trace_.num_q_heads})}};
+  step_us_.push_back(time_us([&] {
+    cache.attend(position, plan, args, stream_);
+    wait_for(cache);
+  }));
   bytes_.push_back(static_cast<double>(cache.stats().total.bytes_touched() - before));
 }
 
@@ -141,7 +170,12 @@ void LayerMeasure::compare_outputs() {
 
 void LayerMeasure::read_choice(ClusterKVCache& cache, int position, const DecodePlan& plan,
                                int query) {
-  const Selection selection = cache.select(position, plan, slice(layer_.query, query, query + 1));
+  const Selection selection =
+      cache.select(position, plan, slice(layer_.query, query, query + 1), stream_);
+  cache.token_ids(position, plan, selection,
+                  shared(ids_.data(), DType::kI32, {1, selection_heads_, trace_.num_tokens}),
+                  shared(counts_.data(), DType::kI32, {1, selection_heads_}), stream_);
+  wait_for(cache);
   const auto capacity = static_cast<std::size_t>(selection.cluster_ids.shape[2]);
   for (std::size_t head = 0; head < static_cast<std::size_t>(selection_heads_); ++head) {
     const auto* ids = static_cast<const std::int32_t*>(selection.cluster_ids.data);
@@ -152,10 +186,6 @@ void LayerMeasure::read_choice(ClusterKVCache& cache, int position, const Decode
     }
     for (auto& rates : hit_rates_) rates[head].add(chosen);
   }
-  cache.token_ids(
-      position, plan, selection,
-      contiguous_view(ids_.data(), DType::kI32, {1, selection_heads_, trace_.num_tokens}),
-      contiguous_view(counts_.data(), DType::kI32, {1, selection_heads_}));
 }
 
 void LayerMeasure::compare_choice(int query) {

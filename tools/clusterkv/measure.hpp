@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,9 @@ namespace clusterkv::tool {
 
 class LayerMeasure {
  public:
+  /// `executor` is for full attention, which is computed on the CPU.
   LayerMeasure(const Trace& trace, const TraceLayer& layer, const CacheConfig& config,
-               Executor& executor);
+               Backend backend, Executor& executor);
 
   /// Rows [first, last) as the cache holds them: full attention is computed over the same bits.
   void take_rows(const ClusterKVCache& cache, int position, SequenceId id, int first, int last);
@@ -33,19 +35,24 @@ class LayerMeasure {
   void compare_outputs();
   void read_choice(ClusterKVCache& cache, int position, const DecodePlan& plan, int query);
   void compare_choice(int query);
+  /// A contiguous view that the cache's backend reads and writes.
+  [[nodiscard]] TensorView shared(const void* data, DType dtype,
+                                  std::initializer_list<std::int64_t> shape) const;
 
   const Trace& trace_;
   const TraceLayer& layer_;
   CacheConfig config_;
+  Stream stream_;  ///< of the cache
   Executor& executor_;
   int selection_heads_;
-  int num_rows_ = 0;            ///< tokens taken
-  std::vector<std::byte> key_;  ///< [token, kv_head, head_dim], in the rows' dtype
-  std::vector<std::byte> value_;
-  std::vector<float> wide_key_;    ///< the same keys
+  int num_rows_ = 0;             ///< tokens taken
+  SharedVector<std::byte> key_;  ///< [token, kv_head, head_dim], in the rows' dtype
+  SharedVector<std::byte> value_;
+  SharedVector<float> wide_key_;   ///< the same keys
   std::vector<float> wide_query_;  ///< [q_head, head_dim]
-  std::vector<float> out_, full_, lse_, full_lse_;
-  std::vector<std::int32_t> ids_, counts_;
+  SharedVector<float> out_, lse_;
+  std::vector<float> full_, full_lse_;
+  SharedVector<std::int32_t> ids_, counts_;
   std::vector<double> errors_, masses_, recalls_, attended_, bytes_, step_us_, dense_us_;
   std::vector<std::vector<HitRate>> hit_rates_;  ///< [R, selection_head]
 };

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <memory>
 
 #include "clusterkv/attention.hpp"
 #include "clusterkv/error.hpp"
@@ -26,11 +25,13 @@ class Session {
   Session(const Trace& trace, const CacheConfig& config, const ReplayOptions& options,
           Executor& executor)
       : trace_(trace),
-        layers_(chosen_layers(trace, options.layers)),
+        layers_(chosen_layers(trace, options.layers), options.backend),
+        stream_{options.backend, nullptr, nullptr},
         cache_(config, {options.backend, &executor, nullptr}),
         limits_{1, trace.query_start, 0},
         needs_(ClusterKVCache::memory_needs(config, options.backend, limits_)),
-        memory_(new (std::align_val_t{64}) std::byte[needs_.workspace_bytes]),
+        memory_(needs_.workspace_bytes, SharedAllocator<std::byte>(options.backend)),
+        pinned_(needs_.workspace_pinned_bytes, SharedAllocator<std::byte>(options.backend)),
         id_(cache_.add_sequence()) {}
 
   void prefill(int chunk, const Progress& progress) {
@@ -51,35 +52,34 @@ class Session {
     for (int i = 0; i < static_cast<int>(layers_.size()); ++i) append(i, token, token + 1);
   }
 
-  [[nodiscard]] const std::vector<const TraceLayer*>& layers() const { return layers_; }
+  [[nodiscard]] const SharedLayers& layers() const { return layers_; }
   [[nodiscard]] ClusterKVCache& cache() { return cache_; }
   [[nodiscard]] const DecodePlan& plan() const { return plan_; }
   [[nodiscard]] SequenceId id() const { return id_; }
 
  private:
-  struct AlignedDelete {
-    void operator()(std::byte* data) const { operator delete[](data, std::align_val_t{64}); }
-  };
-
   void begin(const StepRow& row) {
     if (plan_.num_rows() == 0) {
-      const Workspace workspace{memory_.get(), needs_.workspace_bytes, nullptr, 0};
-      plan_ = cache_.plan({&row, 1}, limits_, workspace);
+      const Workspace workspace{memory_.data(), memory_.size(), pinned_.data(), pinned_.size()};
+      plan_ = cache_.plan({&row, 1}, limits_, workspace, stream_);
     } else {
-      cache_.update(plan_, {&row, 1});
+      cache_.update(plan_, {&row, 1}, stream_);
     }
   }
   void append(int layer, int first, int last) {
-    const TraceLayer& from = *layers_[static_cast<std::size_t>(layer)];
-    cache_.append(layer, plan_, slice(from.key, first, last), slice(from.value, first, last));
+    const TraceLayer& from = layers_[static_cast<std::size_t>(layer)];
+    cache_.append(layer, plan_, slice(from.key, first, last), slice(from.value, first, last),
+                  stream_);
   }
 
   const Trace& trace_;
-  std::vector<const TraceLayer*> layers_;
+  SharedLayers layers_;
+  Stream stream_;
   ClusterKVCache cache_;
   PlanLimits limits_;
   MemoryNeeds needs_;
-  std::unique_ptr<std::byte[], AlignedDelete> memory_;
+  SharedVector<std::byte> memory_;  ///< shared, so that the host can read a choice
+  SharedVector<std::byte> pinned_;
   SequenceId id_;
   DecodePlan plan_;
 };
@@ -139,8 +139,8 @@ ReplayResult replay(const Trace& trace, const std::string& preset, int budget,
 
   std::vector<LayerMeasure> measures;
   for (int i = 0; i < static_cast<int>(session.layers().size()); ++i) {
-    const TraceLayer& layer = *session.layers()[static_cast<std::size_t>(i)];
-    measures.emplace_back(trace, layer, config, executor);
+    const TraceLayer& layer = session.layers()[static_cast<std::size_t>(i)];
+    measures.emplace_back(trace, layer, config, options.backend, executor);
     measures.back().take_rows(session.cache(), i, session.id(), 0, trace.query_start);
   }
   const int queries =

@@ -136,6 +136,24 @@ TensorView slice(const TensorView& tensor, std::int64_t first, std::int64_t last
   return part;
 }
 
+SharedLayers::SharedLayers(const std::vector<const TraceLayer*>& layers, Backend backend) {
+  const auto share = [&](TensorView& tensor) {
+    if (backend == Backend::kCpu) return;
+    const auto elements = static_cast<std::size_t>(tensor.shape[0] * tensor.stride[0]);
+    const auto* from = static_cast<const std::byte*>(tensor.data);
+    const SharedAllocator<std::byte> allocator(backend);
+    copies_.emplace_back(from, from + elements * size_of(tensor.dtype), allocator);
+    tensor.data = copies_.back().data();
+    tensor.device = shared_device(backend);
+  };
+  for (const TraceLayer* layer : layers) {
+    layers_.push_back(*layer);
+    for (TensorView* tensor : {&layers_.back().key, &layers_.back().value, &layers_.back().query}) {
+      share(*tensor);
+    }
+  }
+}
+
 void widen(const TensorView& contiguous, std::vector<float>& to) {
   const auto* from = static_cast<const std::byte*>(contiguous.data);
   const std::size_t step = size_of(contiguous.dtype);

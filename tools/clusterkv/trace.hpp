@@ -6,6 +6,7 @@
 
 #include "clusterkv/types.hpp"
 #include "tools/clusterkv/safetensors.hpp"
+#include "tools/clusterkv/shared_memory.hpp"
 
 namespace clusterkv::tool {
 
@@ -40,6 +41,20 @@ std::vector<const TraceLayer*> chosen_layers(const Trace& trace, const std::vect
 
 /// Rows [first, last) of the first axis.
 TensorView slice(const TensorView& tensor, std::int64_t first, std::int64_t last);
+
+/// Layers whose tensors a backend reads: those of a trace, or copies of them.
+class SharedLayers {
+ public:
+  SharedLayers(const std::vector<const TraceLayer*>& layers, Backend backend);
+  SharedLayers(const SharedLayers&) = delete;
+  SharedLayers& operator=(const SharedLayers&) = delete;
+  [[nodiscard]] std::size_t size() const { return layers_.size(); }
+  [[nodiscard]] const TraceLayer& operator[](std::size_t i) const { return layers_[i]; }
+
+ private:
+  std::vector<SharedVector<std::byte>> copies_;
+  std::vector<TraceLayer> layers_;
+};
 
 /// All elements as floats; `to` has the right size.
 void widen(const TensorView& contiguous, std::vector<float>& to);

@@ -84,34 +84,86 @@ __global__ __launch_bounds__(kThreads) void adopt_lists_kernel(SelectParams p, T
   p.lists.num_rows[p.lists.list(row, head)] = rows;
 }
 
+/// One list of tokens.
+class TokenList {
+ public:
+  __device__ TokenList(const TokenLists& p, int row, int head)
+      : p_(p),
+        view_(p.rows[row]),
+        head_(head / (p.lists.selection_heads / p.num_kv_heads)),
+        rows_(p.lists.rows_of(row, head)),
+        middle_(p.all_rows ? static_cast<int>(view_.num_stored)
+                           : p.lists.num_rows[p.lists.list(row, head)]) {}
+
+  [[nodiscard]] __device__ int count() const {
+    return view_.num_sinks + middle_ + view_.num_pending;
+  }
+  [[nodiscard]] __device__ int kv_head() const { return head_; }
+  [[nodiscard]] __device__ int token(int i) const {
+    const int sinks = view_.num_sinks;
+    if (i < sinks || p_.all_rows) return i;
+    if (i >= sinks + middle_) return static_cast<int>(view_.num_stored) + i - middle_;
+    return static_cast<int>(p_.positions[head_ * p_.positions_stride + rows_[i - sinks]]);
+  }
+
+ private:
+  const TokenLists& p_;
+  const SequenceView& view_;
+  int head_;
+  const std::uint32_t* rows_;
+  int middle_;
+};
+
 __global__ __launch_bounds__(kThreads) void write_token_ids_kernel(TokenIdParams p) {
   const int row = static_cast<int>(blockIdx.y);
   const int head = static_cast<int>(blockIdx.x);
-  const SequenceView& view = p.rows[row];
-  const int kv_head = head / (p.lists.selection_heads / p.num_kv_heads);
-  const int sinks = view.num_sinks;
-  const int stored = static_cast<int>(view.num_stored);
-  const int middle = p.all_rows ? stored : p.lists.num_rows[p.lists.list(row, head)];
-  const int count = sinks + middle + view.num_pending;
+  const TokenList list(p.from, row, head);
+  const int count = list.count();
   const int capacity = static_cast<int>(p.ids.shape[2]);
-  const std::uint32_t* rows = p.lists.rows_of(row, head);
-  const std::uint32_t* positions = p.positions + kv_head * p.positions_stride;
-  auto* ids =
-      static_cast<std::int32_t*>(p.ids.data) + row * p.ids.stride[0] + head * p.ids.stride[1];
   for (int i = static_cast<int>(threadIdx.x); i < capacity; i += kThreads) {
-    int token = -1;
-    if (i < sinks) {
-      token = i;
-    } else if (i < sinks + middle) {
-      token = p.all_rows ? i : static_cast<int>(positions[rows[i - sinks]]);
-    } else if (i < count) {
-      token = stored + i - middle;
-    }
-    ids[i * p.ids.stride[2]] = token;
+    element(p.ids, row, head, i) = i < count ? list.token(i) : -1;
   }
   if (threadIdx.x != 0) return;
-  static_cast<std::int32_t*>(p.counts.data)[row * p.counts.stride[0] + head * p.counts.stride[1]] =
-      count < capacity ? count : capacity;
+  element(p.counts, row, head, 0) = count < capacity ? count : capacity;
+}
+
+/// Entry of a token in the engine's pool; -1 if there is none.
+__device__ std::int32_t paged_entry(const PagedParams& p, int row, int token, int kv_head) {
+  constexpr std::int64_t kMost = 0x7fffffff;
+  const int column = token / p.block_tokens;
+  if (column >= p.block_table.shape[1]) return -1;
+  const std::int64_t block = element(p.block_table, row, column, 0);
+  const std::int64_t slot = block * p.block_tokens + token % p.block_tokens;
+  const int heads = p.from.num_kv_heads;
+  if (block < 0 || slot > (kMost - kv_head) / heads) return -1;
+  return static_cast<std::int32_t>(slot * heads + kv_head);
+}
+
+/// One list. Where it begins is the sum of those before, which each block forms for itself: they are few.
+__global__ __launch_bounds__(kThreads) void write_paged_kernel(PagedParams p) {
+  __shared__ std::int64_t sums[kThreads];
+  const int heads = p.from.lists.selection_heads;
+  const int row = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.x);
+  const int number = row * heads + head;
+  std::int64_t sum = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < number; i += kThreads) {
+    sum += TokenList(p.from, i / heads, i % heads).count();
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  std::int64_t first = 0;
+  for (const std::int64_t of_thread : sums) first += of_thread;
+  const TokenList list(p.from, row, head);
+  const int count = list.count();
+  const std::int64_t room = p.indices.shape[0];
+  for (int i = static_cast<int>(threadIdx.x); i < count && first + i < room; i += kThreads) {
+    element(p.indices, first + i, 0, 0) = paged_entry(p, row, list.token(i), list.kv_head());
+  }
+  if (threadIdx.x != 0) return;
+  if (number == 0) element(p.indptr, 0, 0, 0) = 0;
+  const std::int64_t last = first + count;
+  element(p.indptr, number + 1, 0, 0) = static_cast<std::int32_t>(last < room ? last : room);
 }
 
 LaunchConfig per_list(const SelectionLists& lists, const PlanShape& shape,
@@ -144,7 +196,12 @@ void adopt_lists(const SelectParams& p, const TensorView& cluster_ids, const Ten
 
 void write_token_ids(const TokenIdParams& p, const PlanShape& shape) {
   if (shape.num_rows == 0) return;
-  launch(write_token_ids_kernel, per_list(p.lists, shape, 0), p);
+  launch(write_token_ids_kernel, per_list(p.from.lists, shape, 0), p);
+}
+
+void write_paged(const PagedParams& p, const PlanShape& shape) {
+  if (shape.num_rows == 0) return;
+  launch(write_paged_kernel, per_list(p.from.lists, shape, 0), p);
 }
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

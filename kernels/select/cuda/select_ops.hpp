@@ -45,18 +45,34 @@ constexpr int num_slices(int blocks) {
 void adopt_lists(const select::SelectParams& params, const TensorView& cluster_ids,
                  const TensorView& row_counts, const PlanShape& shape);
 
-/// Token positions of each list, as ClusterKVCache::token_ids() writes them.
-struct TokenIdParams {
+/// Lists as tokens: sinks, chosen rows, pending.
+struct TokenLists {
   const SequenceView* rows;
   const std::uint32_t* positions;
   std::int64_t positions_stride;
   SelectionLists lists;  ///< with their row_ids
   int num_kv_heads;
-  bool all_rows;      ///< a dense layer
+  bool all_rows;  ///< a dense layer
+};
+
+/// Token positions of each list, as ClusterKVCache::token_ids() writes them.
+struct TokenIdParams {
+  TokenLists from;
   TensorView ids;     ///< i32 [rows, selection_heads, any]
   TensorView counts;  ///< i32 [rows, selection_heads]
 };
 void write_token_ids(const TokenIdParams& params, const PlanShape& shape);
+
+/// Entries of a paged pool, as ClusterSelector::to_paged() writes them. What is beyond `indices` is left
+/// out, and a token without a page or with one beyond i32 has entry -1.
+struct PagedParams {
+  TokenLists from;
+  TensorView block_table;  ///< i32 [rows, any]
+  int block_tokens;
+  TensorView indptr;   ///< i32 [rows * selection_heads + 1]
+  TensorView indices;  ///< i32 [any]
+};
+void write_paged(const PagedParams& params, const PlanShape& shape);
 
 /// Lists with their row ids, and totals. Same choice as the CPU's select_clusters() and the CPU's expand_rows().
 void select_clusters(const select::SelectParams& params, const SelectScratch& scratch,

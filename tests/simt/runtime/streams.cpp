@@ -2,13 +2,17 @@
 //
 // The stand-in for CUDA's runtime: kernels/common/cuda/runtime.hpp without a device. Work waits in its
 // stream until somebody waits for it; with a seed, some of it runs at other times, and what may overtake
-// does.
+// does. The host that touches device memory dies.
 #include "simt/streams.hpp"
+
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <new>
 #include <random>
@@ -54,6 +58,59 @@ std::mt19937_64& random_engine() {
   return engine;
 }
 
+/// Device memory, which the host may not touch: its pages are open only while work of a stream runs.
+class DevicePages {
+ public:
+  void* take(std::size_t bytes) {
+    const std::size_t room = (bytes + kPage - 1) / kPage * kPage;
+    auto* taken = static_cast<std::byte*>(allocate(room + kPage));
+    auto* first = reinterpret_cast<std::byte*>(
+        (reinterpret_cast<std::uintptr_t>(taken) + kPage - 1) / kPage * kPage);
+    mark_guard(taken, room + kPage);
+    set_state(first, bytes, kUnwritten);
+    all_[first] = {taken, room};
+    set(first, room, PROT_NONE);
+    return first;
+  }
+  void give_back(void* memory) noexcept {
+    const auto found = all_.find(static_cast<std::byte*>(memory));
+    set(found->first, found->second.bytes, PROT_READ | PROT_WRITE);
+    release(found->second.taken);
+    all_.erase(found);
+  }
+  [[nodiscard]] bool hold(const void* memory) const {
+    return all_.contains(static_cast<std::byte*>(const_cast<void*>(memory)));
+  }
+  void run(const Work& work) {
+    open(true);
+    const std::unique_ptr<DevicePages, decltype(&close)> at_end(this, close);
+    work();
+  }
+
+ private:
+  static constexpr std::size_t kPage = 4096;
+  struct Pages {
+    std::byte* taken;
+    std::size_t bytes;
+  };
+
+  static void close(DevicePages* pages) { pages->open(false); }
+  void open(bool is_open) {
+    for (const auto& [first, pages] : all_) {
+      set(first, pages.bytes, is_open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+  }
+  static void set(std::byte* first, std::size_t bytes, int protection) {
+    if (mprotect(first, bytes, protection) != 0) std::abort();
+  }
+
+  std::map<std::byte*, Pages> all_;
+};
+DevicePages& device_pages() {
+  static DevicePages pages;
+  return pages;
+}
+
 /// Runs one item of a stream that is ready, any of them; false if there is none.
 bool run_one() {
   std::vector<Stream*> ready;
@@ -66,7 +123,7 @@ bool run_one() {
   const std::size_t at = seed() == 0 ? ready.size() - 1 : random_engine()() % ready.size();
   Item item = std::move(ready[at]->items.front());
   ready[at]->items.pop_front();
-  if (item.work) item.work();
+  if (item.work) device_pages().run(item.work);
   return true;
 }
 
@@ -90,7 +147,7 @@ Stream* stream_of(void* stream) {
 }  // namespace
 
 void enqueue(void* stream, Work work) {
-  if (stream == nullptr) return work();
+  if (stream == nullptr) return device_pages().run(work);
   if (stream_of(stream)->capture) {
     stream_of(stream)->capture->push_back(std::move(work));
     return;
@@ -121,14 +178,15 @@ using ::simt::stream_of;
 class DeviceMemory final : public MemoryResource {
  public:
   void* allocate(std::size_t bytes, std::size_t, Device device) override {
+    if (device.kind == Device::kCuda) return ::simt::device_pages().take(bytes);
     void* memory = ::simt::allocate(bytes);
-    if (device.kind != Device::kPinned) return memory;
     // Pages of the system are zero, and the host writes without telling.
     std::memset(memory, 0, bytes);
     ::simt::mark_written(memory, bytes);
     return memory;
   }
   void deallocate(void* memory, std::size_t, std::size_t, Device) noexcept override {
+    if (::simt::device_pages().hold(memory)) return ::simt::device_pages().give_back(memory);
     ::simt::release(memory);
   }
 };
