@@ -394,6 +394,93 @@ TEST_F(DeviceCacheTest, TakesTheMemoryThatItSays) {
   }
 }
 
+// -------------------------------------------------------------------------------- failures
+
+/// Has room for some allocations, and counts what is not given back.
+class ScarceMemory final : public MemoryResource {
+ public:
+  explicit ScarceMemory(int allocations) : left(allocations) {}
+  void* allocate(std::size_t bytes, std::size_t alignment, Device device) override {
+    if (left == 0) return nullptr;
+    --left;
+    ++held;
+    return on_device::device_memory().allocate(bytes, alignment, device);
+  }
+  void deallocate(void* data, std::size_t bytes, std::size_t alignment,
+                  Device device) noexcept override {
+    --held;
+    on_device::device_memory().deallocate(data, bytes, alignment, device);
+  }
+  int left;
+  int held = 0;
+};
+
+TEST_F(DeviceCacheTest, AnyAllocationOfTheConstructorMayFail) {
+  const CacheConfig config = device_config();
+  bool succeeded = false;
+  int allocations = 0;
+  for (; !succeeded; ++allocations) {
+    ScarceMemory memory(allocations);
+    try {
+      const ClusterKVCache cache(config, {.backend = Backend::kCuda, .memory = &memory});
+      succeeded = true;
+    } catch (const OutOfMemory&) {
+      EXPECT_EQ(memory.left, 0);
+    }
+    EXPECT_EQ(memory.held, 0) << allocations;
+  }
+  EXPECT_GT(allocations, 5);
+}
+
+TEST_F(DeviceCacheTest, APlanWithoutMemoryChangesNothing) {
+  CacheConfig config = device_config();
+  config.cluster.segment_tokens = 0;  // a prompt is clustered whole, and wants scratch for that
+  config.cluster.window_tokens = 1;
+  config.cluster.tokens_per_cluster = 1;
+  const auto decode_after = [&](int allocations) {
+    ScarceMemory memory(allocations);
+    OnDevice<ClusterKVCache> device(config, {4, 1024, 0}, memory);
+    Driver<ClusterKVCache>& driver = device.driver;
+    const SequenceId id = driver.add(7);
+    const StepRow prompt{id, 900, 0, Phase::kPrefillLast};
+    if (memory.left == 0) {
+      expect_error<OutOfMemory>([&] { driver.begin({prompt}); }, "clustering scratch");
+      EXPECT_EQ(driver.cache.length(id), 0);
+      memory.left = 1;
+    }
+    driver.prefill(id, 900);
+    driver.decode(id);
+    EXPECT_EQ(memory.left, 0) << "the prompt took no memory";
+    return driver.decode(id);
+  };
+  ScarceMemory counted(1000);
+  { const OnDevice<ClusterKVCache> device(config, {4, 1024, 0}, counted); }
+  const int constructor = 1000 - counted.left;
+  EXPECT_TRUE(same_bits(decode_after(constructor), decode_after(constructor + 1)));
+}
+
+#ifdef CLUSTERKV_SIMT
+TEST_F(DeviceCacheTest, AFailedCallOfTheRuntimeIsATypedError) {
+  DeviceCache never(device_config());
+  const Outputs wanted = live(never.driver);
+  int failed = 0;
+  for (int n = 1; n < 500; n += 1 + n / 4) {
+    DeviceCache device(device_config());
+    ::simt::fail_at(n);
+    try {
+      live(device.driver);
+    } catch (const CudaError&) {
+      ++failed;
+    }
+    ::simt::fail_at(0);
+  }
+  EXPECT_GT(failed, 10);
+  // Nothing of it is left in what is shared.
+  DeviceCache after(device_config());
+  EXPECT_TRUE(all_same_bits(live(after.driver), wanted));
+}
+#endif
+
 // ------------------------------------------------------------------------------- bad calls
 
 TEST_F(DeviceCacheTest, RefusesWhatItCannotRun) {

@@ -38,8 +38,9 @@ class PinnedBytes {
 /// A cache or selector on the device with a stream of its own.
 template <class Cache>
 struct OnDevice {
-  explicit OnDevice(const CacheConfig& config, const PlanLimits& limits = {4, 1024, 0})
-      : driver(config, limits, {.backend = Backend::kCuda, .memory = &on_device::device_memory()},
+  explicit OnDevice(const CacheConfig& config, const PlanLimits& limits = {4, 1024, 0},
+                    MemoryResource& memory = on_device::device_memory())
+      : driver(config, limits, {.backend = Backend::kCuda, .memory = &memory},
                {{Backend::kCuda, stream.get(), nullptr}, on_device::wait_for}) {}
 
   /// The lists of a selection, which lie in device memory.

@@ -20,6 +20,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "clusterkv/error.hpp"
 #include "kernels/common/cuda/runtime.hpp"
 #include "runtime/memory.hpp"
 #include "simt/executor.hpp"
@@ -146,7 +147,16 @@ Stream* stream_of(void* stream) {
 
 }  // namespace
 
+int calls_to_failure = 0;
+
+void fail_at(int n) {
+  calls_to_failure = n;
+}
+
 void enqueue(void* stream, Work work) {
+  if (calls_to_failure > 0 && --calls_to_failure == 0) {
+    throw clusterkv::CudaError("injected: this call was to fail");
+  }
   if (stream == nullptr) return device_pages().run(work);
   if (stream_of(stream)->capture) {
     stream_of(stream)->capture->push_back(std::move(work));
@@ -249,8 +259,9 @@ Event::~Event() = default;
 
 void Event::record(void* stream) {
   auto* event = static_cast<::simt::Event*>(event_);
-  const std::uint64_t number = ++event->last;
+  const std::uint64_t number = event->last + 1;
   ::simt::enqueue(stream, [=] { event->done = number; });
+  event->last = number;
 }
 
 void Event::hold(void* stream) const {

@@ -13,7 +13,11 @@ namespace simt {
 using Work = std::function<void()>;
 
 /// Runs at once where `stream` is null.
+/// \throws clusterkv::CudaError  if fail_at() said so
 void enqueue(void* stream, Work work);
+
+/// The n-th launch, copy or record from here on fails; with 0 none does.
+void fail_at(int n);
 
 /// From here on, the stream's work is recorded instead of enqueued; until end_capture().
 void begin_capture(void* stream);
