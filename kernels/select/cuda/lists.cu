@@ -129,7 +129,7 @@ __global__ __launch_bounds__(kThreads) void write_token_ids_kernel(TokenIdParams
 
 /// Entry of a token in the engine's pool; -1 if there is none.
 __device__ std::int32_t paged_entry(const PagedParams& p, int row, int token, int kv_head) {
-  constexpr std::int64_t kMost = 0x7fffffff;
+  constexpr int kMost = 0x7fffffff;
   const int column = token / p.block_tokens;
   if (column >= p.block_table.shape[1]) return -1;
   const std::int64_t block = element(p.block_table, row, column, 0);
