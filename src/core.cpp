@@ -123,9 +123,14 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
   if (row.num_new_tokens < 1) {
     fail<ShapeError>("rows: num_new_tokens {}, expected >= 1", row.num_new_tokens);
   }
-  if (row.num_query_tokens < 0 || row.num_query_tokens > 1) {
-    fail<ShapeError>("rows: num_query_tokens {}, expected 0 or 1 (blocks are not supported yet)",
-                     row.num_query_tokens);
+  const bool is_alone = resolved_.select.grouping == HeadGrouping::kPerQueryHead;
+  const int most_queries =
+      std::min({limits.max_query_tokens, row.num_new_tokens, is_alone ? 1 : 16});
+  if (row.num_query_tokens < 0 || row.num_query_tokens > most_queries) {
+    fail<ShapeError>(
+        "rows: num_query_tokens {}, expected 0 .. {} (limits.max_query_tokens, num_new_tokens, or "
+        "1 with kPerQueryHead)",
+        row.num_query_tokens, most_queries);
   }
   if (row.phase > Phase::kPrefillLast) {
     fail<ShapeError>("rows: phase {}, expected kDecode, kPrefill or kPrefillLast",
@@ -223,8 +228,8 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
     Sequence* sequence = row.id == kNoSequence ? nullptr : find_or_null(row.id);
     const std::int64_t before = sequence == nullptr ? 0 : sequence->length();
     const int query_row = row.num_query_tokens > 0 ? plan.num_query_tokens : -1;
-    plan.rows.push_back(
-        {sequence, row.id, row.num_new_tokens, plan.num_new_tokens, before, query_row, row.phase});
+    plan.rows.push_back({sequence, row.id, row.num_new_tokens, plan.num_new_tokens, before,
+                         query_row, row.num_query_tokens, row.phase});
     SequenceView view{};
     view.query_row = -1;
     if (sequence != nullptr) {
@@ -236,6 +241,7 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
       count_sealing(*sequence);
       view = sequence->view();
       view.query_row = query_row;
+      view.num_query_tokens = std::max(1, row.num_query_tokens);
       view.budget_tokens =
           row.budget_tokens > 0 ? row.budget_tokens : resolved_.select.budget_tokens;
       view.everything = select::is_dense(sequence->length(), view.num_stored, view.budget_tokens,

@@ -21,7 +21,8 @@ struct PlanRow {
   int num_new_tokens;
   int first_new_token;          ///< row of append()'s tensors
   std::int64_t first_position;  ///< of the new tokens in the sequence
-  int query_row;                ///< row of attend()'s tensors; -1: none
+  int query_row;                ///< first row of attend()'s tensors; -1: none
+  int num_query_tokens;         ///< rows of attend()'s tensors
   Phase phase;
 };
 

@@ -20,8 +20,9 @@ SelectionLists carve_lists(Carver& carver, const CacheConfig& config, const Plan
 
 StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
   const ModelShape& m = config.model;
-  const Size heads = Size(limits.max_rows) * m.num_q_heads;
-  const Size sums = Size(runtime::capacity_of(config).blocks) * m.num_q_heads;
+  const Size row_heads = Size(m.num_q_heads) * limits.max_query_tokens;
+  const Size heads = row_heads * limits.max_rows;
+  const Size sums = row_heads * runtime::capacity_of(config).blocks;
   const Size pieces = heads * attend::kMaxPieces;
   const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
   StepScratch s{};
@@ -49,7 +50,8 @@ select::ScoreParams score_params(const CacheConfig& config, const LayerMemory& m
           .num_q_heads = m.num_q_heads,
           .num_kv_heads = m.num_kv_heads,
           .softmax_scale = m.softmax_scale,
-          .use_spread = config.select.tail == Tail::kSecondMoment};
+          .use_spread = config.select.tail == Tail::kSecondMoment,
+          .query_tokens = memory.query_tokens};
 }
 
 select::SelectParams select_params(const CacheConfig& config, const LayerMemory& memory) {
@@ -61,7 +63,8 @@ select::SelectParams select_params(const CacheConfig& config, const LayerMemory&
           .totals = memory.scratch.totals,
           .num_q_heads = m.num_q_heads,
           .num_kv_heads = m.num_kv_heads,
-          .grouping = config.select.grouping};
+          .grouping = config.select.grouping,
+          .query_tokens = memory.query_tokens};
 }
 
 attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& memory,
@@ -83,7 +86,8 @@ attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& 
                      .tail_share = config.select.tail_share,
                      .index = memory.index,
                      .scores = memory.scores,
-                     .totals = scratch.totals},
+                     .totals = scratch.totals,
+                     .query_tokens = memory.query_tokens},
           .rows_part = rows_part,
           .tail_part = true,
           .out = out.out,

@@ -14,7 +14,8 @@
 
 namespace clusterkv {
 
-/// Arrays in the caller's workspace. R = max_rows, S = selection_heads, C = list capacity.
+/// Arrays in the caller's workspace. R = max_rows, S = selection_heads, C = list capacity; `q_head` counts
+/// the heads of max_query_tokens tokens.
 struct StepScratch {
   float* query;           ///< [R, q_head, head_dim]
   SelectionLists lists;   ///< arrays [R, S] and [R, S, C]
@@ -27,8 +28,8 @@ struct StepScratch {
   std::int64_t* kept;  ///< [R, S]
 
   /// Of a plan row, after `blocks` blocks of the rows before.
-  [[nodiscard]] RowScores scores_at(std::int64_t blocks, int num_q_heads) const {
-    const std::int64_t sums = blocks * num_q_heads;
+  [[nodiscard]] RowScores scores_at(std::int64_t blocks, int num_q_heads, int query_tokens) const {
+    const std::int64_t sums = blocks * num_q_heads * query_tokens;
     return {e + sums * kBlockClusters, z == nullptr ? nullptr : z + sums * kBlockClusters,
             block_sums + sums};
   }
@@ -47,6 +48,7 @@ struct LayerMemory {
   SlotView slots;
   IndexStore index;  ///< not read if dense
   bool dense;
+  int query_tokens;  ///< of the plan's rows, at most
 };
 
 select::ScoreParams score_params(const CacheConfig& config, const LayerMemory& memory);

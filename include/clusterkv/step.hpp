@@ -23,7 +23,9 @@ enum class Phase : std::uint8_t {
 struct StepRow {
   SequenceId id = kNoSequence;
   int num_new_tokens = 1;    ///< tokens appended in this step; >= 1
-  int num_query_tokens = 1;  ///< 0 or 1: whether the last new token attends
+  /// The last of the new tokens attend, each to what is not later than itself, over one choice that all
+  /// of them make together: 0 .. 16, at most num_new_tokens, and at most 1 with kPerQueryHead.
+  int num_query_tokens = 1;
   Phase phase = Phase::kDecode;
   int budget_tokens = 0;  ///< 0: that of the config
 };
@@ -33,6 +35,7 @@ struct PlanLimits {
   int max_rows = 1;           ///< rows of a step
   int max_new_tokens = 1;     ///< new tokens of all rows together
   int max_budget_tokens = 0;  ///< largest StepRow::budget_tokens; 0: that of the config
+  int max_query_tokens = 1;   ///< largest StepRow::num_query_tokens; 1 .. 16
 };
 
 /// Bytes that a cache and one plan will take, known before anything is made. The stores are

@@ -95,7 +95,8 @@ void CpuStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> s
   memory.scores.clear();
   std::int64_t blocks = 0;
   for (const SequenceView& view : plan.views) {
-    memory.scores.push_back(memory.scratch.scores_at(blocks, model_.num_q_heads));
+    memory.scores.push_back(
+        memory.scratch.scores_at(blocks, model_.num_q_heads, plan.limits.max_query_tokens));
     blocks += view.num_blocks;
   }
   step_ = {};
@@ -155,9 +156,13 @@ const SequenceView* CpuStages::views(const LayerCall& call) {
 
 void CpuStages::take_query(const LayerCall& call, const TensorView& query) {
   float* to = memory_of(call.plan).scratch.query;
-  for (int row = 0; row < call.plan.num_query_tokens; ++row) {
-    for (int head = 0; head < model_.num_q_heads; ++head, to += model_.head_dim) {
-      load_tensor_row(query, row, head, to);
+  const int group = model_.num_q_heads / model_.num_kv_heads;
+  for (const PlanRow& row : call.plan.rows) {
+    // In a row's order of heads: those that share a KV head are neighbours.
+    for (int i = 0; i < row.num_query_tokens * model_.num_q_heads; ++i, to += model_.head_dim) {
+      const int kv_head = i / (group * row.num_query_tokens);
+      const int token = i / group % row.num_query_tokens;
+      load_tensor_row(query, row.query_row + token, kv_head * group + i % group, to);
     }
   }
 }
@@ -171,7 +176,8 @@ LayerMemory CpuStages::layer_memory(const LayerCall& call) const {
           .live = live_.layer(call.layer),
           .slots = call.dense ? SlotView{} : slots_.layer(call.layer),
           .index = call.dense ? IndexStore{} : index_.layer(call.layer),
-          .dense = call.dense};
+          .dense = call.dense,
+          .query_tokens = call.plan.limits.max_query_tokens};
 }
 
 void CpuStages::score(const LayerCall& call) {
@@ -183,15 +189,16 @@ void CpuStages::score(const LayerCall& call) {
 
 void CpuStages::combine_totals(const LayerCall& call) const {
   const CpuPlan& memory = memory_of(call.plan);
-  const int group = model_.num_q_heads / model_.num_kv_heads;
+  const int max_heads = model_.num_q_heads * call.plan.limits.max_query_tokens;
   for (int row = 0; row < num_rows(call); ++row) {
     const SequenceView& view = views(call)[row];
     if (!view.is_scored()) continue;
     const RowScores& scores = memory.scores[static_cast<std::size_t>(row)];
-    for (int q_head = 0; q_head < model_.num_q_heads; ++q_head) {
+    const int group = view.group(model_.num_q_heads, model_.num_kv_heads);
+    for (int head = 0; head < group * model_.num_kv_heads; ++head) {
       float sum = 0.0F;
-      memory.scratch.totals[row * model_.num_q_heads + q_head] =
-          select::cpu().combine_blocks(view, scores, q_head / group, group, q_head % group, &sum);
+      memory.scratch.totals[row * max_heads + head] =
+          select::cpu().combine_blocks(view, scores, head / group, group, head % group, &sum);
     }
   }
 }
@@ -274,8 +281,9 @@ void CpuStages::attend(const LayerCall& call, const AttentionOut& out, Part part
       attend_params(config_, layer_memory(call), out, part == Part::kRowsAndTail);
   attend::attend(params, num_rows(call), scratch.item_starts, executor(call.stream));
   for (const PlanRow& row : call.plan.rows) {
-    if (row.sequence == nullptr && row.query_row >= 0) {
-      attend::write_nothing(out.out, out.lse, row.query_row);
+    if (row.sequence != nullptr) continue;
+    for (int token = 0; token < row.num_query_tokens; ++token) {
+      attend::write_nothing(out.out, out.lse, row.query_row + token);
     }
   }
   for (StepStats* stats : {&step_, &total_}) {

@@ -219,7 +219,14 @@ PlanShape CudaStages::shape_of(const LayerCall& call) const {
 }
 
 void CudaStages::take_query(const LayerCall& call, const TensorView& query) {
-  load_query(query, memory_of(call.plan).scratch.query, call.stream.handle);
+  const CudaPlan& memory = memory_of(call.plan);
+  const PlanLimits& limits = call.plan.limits;
+  load_query({.query = query,
+              .rows = memory.tables.views,
+              .num_kv_heads = model_.num_kv_heads,
+              .query_tokens = limits.max_query_tokens,
+              .to = memory.scratch.query},
+             {limits.max_rows, 0, call.stream.handle});
 }
 
 LayerMemory CudaStages::layer_memory(const LayerCall& call) const {
@@ -231,7 +238,8 @@ LayerMemory CudaStages::layer_memory(const LayerCall& call) const {
           .live = live_.layer(call.layer),
           .slots = call.dense ? SlotView{} : slots_.view(call.layer),
           .index = call.dense ? IndexStore{} : index_.layer(call.layer),
-          .dense = call.dense};
+          .dense = call.dense,
+          .query_tokens = call.plan.limits.max_query_tokens};
 }
 
 void CudaStages::score(const LayerCall& call) {

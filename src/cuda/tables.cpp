@@ -27,9 +27,10 @@ SequenceView on_device(SequenceView view, const SequenceTables& tables) {
 }
 
 /// Attends to nothing: padding, which has an output if it asks for one.
-SequenceView nothing(int query_row) {
+SequenceView nothing(int query_row, int num_query_tokens) {
   SequenceView view{};
   view.query_row = query_row;
+  view.num_query_tokens = std::max(1, num_query_tokens);
   view.everything = true;
   return view;
 }
@@ -54,7 +55,8 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
   for (std::size_t i = 0; i < static_cast<std::size_t>(plan.limits.max_rows); ++i) {
     const bool given = i < plan.rows.size();
     const Sequence* sequence = given ? plan.rows[i].sequence : nullptr;
-    SequenceView view = nothing(given ? plan.rows[i].query_row : -1);
+    SequenceView view =
+        given ? nothing(plan.rows[i].query_row, plan.rows[i].num_query_tokens) : nothing(-1, 0);
     SequenceTables tables{};
     if (sequence != nullptr) {
       tables = write_sequence(*sequence, writer);
@@ -65,7 +67,8 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
     fixed.adopted_views[i] = view;
     fixed.adopted_views[i].everything = view.num_stored == 0;
     fixed.retain_from[i] = given ? retain_from(config_.store, plan.rows[i]) : 0;
-    fixed.scores[i] = memory.scratch.scores_at(blocks, model_.num_q_heads);
+    fixed.scores[i] =
+        memory.scratch.scores_at(blocks, model_.num_q_heads, plan.limits.max_query_tokens);
     fixed.first_slice[i] = slices;
     blocks += view.num_blocks;
     slices += std::int64_t{num_slices(view.num_blocks)} * capacity_.selection_heads;

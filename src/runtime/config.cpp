@@ -160,6 +160,9 @@ void check_limits(const PlanLimits& limits) {
   if (limits.max_budget_tokens < 0 || limits.max_budget_tokens > 1 << 24) {
     fail<ShapeError>("limits.max_budget_tokens: {}, expected 0 .. 2^24", limits.max_budget_tokens);
   }
+  if (limits.max_query_tokens < 1 || limits.max_query_tokens > 16) {
+    fail<ShapeError>("limits.max_query_tokens: {}, expected 1 .. 16", limits.max_query_tokens);
+  }
 }
 
 }  // namespace runtime

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "kernels/common/numeric.hpp"
+#include "tests/pipeline/query_block.hpp"
 #include "tests/support/device_cache.hpp"
 #include "tests/support/errors.hpp"
 
@@ -242,6 +243,14 @@ TEST_F(DeviceCacheTest, APlanThatIsGoneIsDoneWithItsWorkspace) {
     DeviceCache many(device_config());
     EXPECT_TRUE(all_same_bits(live_with(many, true), wanted)) << seed;
   }
+}
+
+TEST_F(DeviceCacheTest, ABlockOfQueriesGivesEachTokenWhatItGetsAlone) {
+  expect_tokens_alone_agree<DeviceCache>(device_config(), 5);
+}
+
+TEST_F(DeviceCacheTest, BlocksOfQueriesAreTheSameInARaggedBatch) {
+  expect_ragged_batches_agree<DeviceCache>(device_config());
 }
 
 TEST_F(DeviceCacheTest, PaperPresetRuns) {

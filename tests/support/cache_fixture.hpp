@@ -118,15 +118,17 @@ class Driver : public Harness<Cache> {
     return {key, value};
   }
 
-  /// [query rows, num_q_heads, head_dim]
+  /// [query rows, num_q_heads, head_dim], of the last tokens of each row
   std::vector<float> queries(int layer) {
     const ModelShape& m = cache.config().model;
     std::vector<float> all;
     for (const StepRow& row : rows_) {
-      if (row.num_query_tokens == 0) continue;
-      const auto size = static_cast<std::size_t>(m.num_q_heads * m.head_dim);
-      extend(all, row.id == kNoSequence ? std::vector<float>(size)
-                                        : sources_[row.id].query(layer, cache.length(row.id) - 1));
+      for (int left = row.num_query_tokens; left > 0; --left) {
+        const auto size = static_cast<std::size_t>(m.num_q_heads * m.head_dim);
+        extend(all, row.id == kNoSequence
+                        ? std::vector<float>(size)
+                        : sources_[row.id].query(layer, cache.length(row.id) - left));
+      }
     }
     return all;
   }

@@ -18,14 +18,20 @@ using select::SelectParams;
 
 constexpr int kThreads = 128;
 
-__global__ __launch_bounds__(kThreads) void load_query_kernel(TensorView query, float* to) {
-  const std::int64_t row = blockIdx.y;
-  const std::int64_t head = blockIdx.x;
-  const auto head_dim = static_cast<int>(query.shape[2]);
-  to += (row * query.shape[1] + head) * head_dim;
+__global__ __launch_bounds__(kThreads) void load_query_kernel(QueryParams p) {
+  const SequenceView& view = p.rows[blockIdx.y];
+  const auto token = static_cast<int>(blockIdx.z);
+  if (view.query_row < 0 || token >= view.num_query_tokens) return;
+  const auto num_q_heads = static_cast<int>(p.query.shape[1]);
+  const auto head_dim = static_cast<int>(p.query.shape[2]);
+  const auto head = static_cast<int>(blockIdx.x);
+  const int heads = num_q_heads / p.num_kv_heads;
+  const int place = (head / heads * view.num_query_tokens + token) * heads + head % heads;
+  float* to = p.to + (std::int64_t{view.query_row} * num_q_heads + place) * head_dim;
+  const std::int64_t from =
+      (std::int64_t{view.query_row} + token) * p.query.stride[0] + head * p.query.stride[1];
   for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
-    to[d] =
-        load_element(query, row * query.stride[0] + head * query.stride[1] + d * query.stride[2]);
+    to[d] = load_element(p.query, from + d * p.query.stride[2]);
   }
 }
 
@@ -177,14 +183,15 @@ LaunchConfig per_list(const SelectionLists& lists, const PlanShape& shape,
 
 }  // namespace
 
-void load_query(const TensorView& query, float* to, void* stream) {
-  if (query.shape[0] == 0) return;
+void load_query(const QueryParams& p, const PlanShape& shape) {
+  if (p.query.shape[0] == 0) return;
   launch(load_query_kernel,
-         {.grid = {static_cast<unsigned>(query.shape[1]), static_cast<unsigned>(query.shape[0])},
+         {.grid = {static_cast<unsigned>(p.query.shape[1]), static_cast<unsigned>(shape.num_rows),
+                   static_cast<unsigned>(p.query_tokens)},
           .block = {kThreads},
           .shared_bytes = 0,
-          .stream = stream},
-         query, to);
+          .stream = shape.stream},
+         p);
 }
 
 void adopt_lists(const SelectParams& p, const TensorView& cluster_ids, const TensorView& row_counts,

@@ -21,8 +21,16 @@ enum class IntegerMath : std::uint8_t {
 void score_clusters(const select::ScoreParams& params, const PlanShape& shape,
                     IntegerMath math = IntegerMath::kMma);
 
-/// The caller's queries [query rows, num_q_heads, head_dim] as scoring and attention read them.
-void load_query(const TensorView& query, float* to, void* stream);
+/// The caller's queries as scoring and attention read them: heads of a plan row in the order of
+/// SequenceView.
+struct QueryParams {
+  TensorView query;          ///< [query rows, num_q_heads, head_dim]
+  const SequenceView* rows;  ///< [num_rows]
+  int num_kv_heads;
+  int query_tokens;  ///< of a row, at most
+  float* to;         ///< [query rows, num_q_heads, head_dim]
+};
+void load_query(const QueryParams& params, const PlanShape& shape);
 
 /// Clusters one block of threads looks at; longer rows are cut into slices.
 inline constexpr int kSliceClusters = 4096;
