@@ -1,76 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sequences that are forked and cut. Each is held against a twin in another cache that has lived the
-// same tokens without any of it.
-#include <gtest/gtest.h>
-
+// What sequences answer that were forked or cut, whatever becomes of their relatives.
 #include <algorithm>
 #include <array>
-#include <cstdio>
 #include <memory>
-#include <string>
 
-#include "tests/support/cache_fixture.hpp"
+#include "tests/pipeline/lineage.hpp"
 #include "tests/support/errors.hpp"
 
 namespace clusterkv::testing {
 namespace {
-
-using Outputs = std::vector<Output>;
-
-/// Segments of 96 from position 4 on, windows of 24; layer 0 is dense.
-CacheConfig config_of(Residency residency) {
-  CacheConfig config = small_config(small_model(2, 6, 2));
-  config.select.dense_layers = 1;
-  config.store.residency = residency;
-  return config;
-}
-
-/// What the next steps answer: a chunk of a prompt, if any, then tokens one by one.
-template <class Cache>
-Outputs go_on(Driver<Cache>& d, SequenceId id, int steps, int prompt = 0) {
-  Outputs all;
-  if (prompt > 0) all = d.step({{id, prompt, 1, Phase::kPrefill}});
-  for (int i = 0; i < steps; ++i) {
-    for (Output& output : d.decode(id)) all.push_back(std::move(output));
-  }
-  return all;
-}
-
-std::string name_of(const ::testing::TestParamInfo<Residency>& residency) {
-  return residency.param == Residency::kHost ? "Host" : "Device";
-}
-
-class Lineage : public ::testing::TestWithParam<Residency> {
- protected:
-  using Cache = Driver<ClusterKVCache>;
-
-  /// A prompt that leaves 8 tokens pending, then decoded tokens.
-  static SequenceId live(Cache& d, std::uint64_t seed, int decoded) {
-    const SequenceId id = d.add(seed);
-    d.prefill(id, 300);
-    go_on(d, id, decoded);
-    return id;
-  }
-  /// A sequence of `length` tokens whose segments are those that live() leaves below it.
-  static SequenceId live_less(Cache& d, std::uint64_t seed, int length) {
-    const SequenceId id = d.add(seed);
-    if (length >= 300) {
-      d.prefill(id, 300);
-      go_on(d, id, length - 300);
-    } else if (length > 0) {
-      d.begin({{id, length, 0, Phase::kPrefill}});
-      d.append_all();
-    }
-    return id;
-  }
-  /// Inside and at the ends of sinks, segments, windows and what is pending after live(…, 30).
-  static constexpr std::array kLengths = {0,   1,   3,   4,   5,   50,  99,  100,
-                                          101, 195, 196, 200, 250, 256, 291, 292,
-                                          293, 299, 300, 310, 315, 317, 325, 330};
-
-  CacheConfig config_ = config_of(GetParam());
-};
 
 // ---------------------------------------------------------------------------------- truncate
 
@@ -354,127 +293,28 @@ TEST_P(Fork, DuringAStepHasTheTokensBeforeIt) {
   EXPECT_TRUE(same_bits(go_on(d, child, 50), go_on(twin, again, 50)));
 }
 
+TEST_P(Fork, AmongSinksOfMoreThanAPage) {
+  config_.cluster.sink_tokens = 300;
+  for (const int length : {10, 255, 256, 257, 299, 300, 301}) {
+    Cache d(config_), twin(config_);
+    const SequenceId parent = live_less(d, 1, length);
+    const SequenceId child = d.fork(parent);
+    d.reseed(child, 2);
+    for (const auto& [id, seed] : {std::pair{child, 2}, {parent, 1}}) {
+      const SequenceId other = live_less(twin, 1, length);
+      twin.reseed(other, static_cast<std::uint64_t>(seed));
+      EXPECT_TRUE(same_bits(go_on(d, id, 50, 320), go_on(twin, other, 50, 320))) << length;
+      twin.cache.remove(other);
+    }
+  }
+}
+
 TEST_P(Fork, OfAnEmptySequenceIsEmpty) {
   Cache d(config_), twin(config_);
   const SequenceId child = d.fork(d.add(1));
   EXPECT_EQ(d.cache.length(child), 0);
   const SequenceId other = twin.add(1);
   EXPECT_TRUE(same_bits(go_on(d, child, 30), go_on(twin, other, 30)));
-}
-
-// ------------------------------------------------------------------------- accounts and errors
-
-TEST_P(Fork, CountsWhatIsSharedOnce) {
-  Cache d(config_, {4, 1024, 0});
-  const SequenceId parent = live(d, 1, 8);  // 4 sinks, 288 in segments, 16 pending
-  EXPECT_EQ(d.cache.stats().live_tokens, 308);
-  const std::int64_t held = d.cache.stats().held_bytes;
-  const SequenceId child = d.fork(parent);
-  EXPECT_EQ(d.cache.stats().live_tokens, 308 + 20);
-  EXPECT_EQ(d.cache.stats().live_sequences, 2);
-  EXPECT_EQ(d.cache.stats().held_bytes, held) << "pages are shared until they are written";
-  const SequenceId cut = d.fork(parent, 150);  // 96 in a segment
-  EXPECT_EQ(d.cache.stats().live_tokens, 308 + 20 + 54);
-  d.cache.truncate(child, 250);  // 192 in segments
-  EXPECT_EQ(d.cache.stats().live_tokens, 308 + 58 + 54);
-  d.cache.remove(parent);
-  EXPECT_EQ(d.cache.stats().live_tokens, 250 + 54);
-  d.cache.remove(cut);
-  EXPECT_EQ(d.cache.stats().live_tokens, 250);
-  d.cache.truncate(child, 150);
-  EXPECT_EQ(d.cache.stats().live_tokens, 150);
-  d.cache.remove(child);
-  EXPECT_EQ(d.cache.stats().live_tokens, 0);
-  EXPECT_EQ(d.cache.stats().held_bytes, 0);
-}
-
-TEST_P(Fork, UsesTheCapacityToTheLastToken) {
-  config_.max_sequences = 3;
-  config_.max_tokens = 400;
-  for (int round = 0; round < 3; ++round) {
-    Cache d(config_, {3, 400, 0});
-    const SequenceId a = live(d, 1, 0);     // 12 of its own
-    const SequenceId b = d.fork(a);         // 312
-    const SequenceId c = d.fork(a, 198);    // 192 shared: 318
-    d.step({{a, 40, 0}, {b, 41, 0}, {c}});  // 400
-    EXPECT_EQ(d.cache.stats().live_tokens, 400);
-    for (const SequenceId id : {a, b, c}) {
-      const StepRow row{.id = id};
-      expect_error<CapacityError>([&] { d.cache.update(d.plan, {&row, 1}); }, "max_tokens 400");
-    }
-    const std::array<SequenceId, 3> all = {a, b, c};
-    const SequenceId gone = all[static_cast<std::size_t>(round)];
-    d.cache.remove(gone);
-    const SequenceId left = gone == a ? b : a;
-    const auto room = static_cast<int>(400 - d.cache.stats().live_tokens);
-    d.step({{left, room, 1, Phase::kPrefillLast}});
-    d.cache.truncate(left, 10);
-    go_on(d, left, static_cast<int>(400 - d.cache.stats().live_tokens));
-    EXPECT_EQ(d.cache.stats().live_tokens, 400);
-  }
-}
-
-TEST_P(Fork, RefusesWhatCannotBe) {
-  Cache d(config_), twin(config_);
-  const SequenceId id = live(d, 1, 10);
-  const SequenceId other = live(twin, 1, 10);
-  const SequenceId unknown{77};
-  expect_error<UnknownSequence>([&] { d.cache.fork(unknown); }, "parent: sequence 77 is not live");
-  expect_error<UnknownSequence>([&] { d.cache.truncate(unknown, 0); }, "id: sequence 77");
-  expect_error<ShapeError>([&] { d.cache.fork(id, -2); }, "num_tokens: -2, expected 0 .. 310");
-  expect_error<ShapeError>([&] { d.cache.fork(id, 311); }, "num_tokens: 311, expected 0 .. 310");
-  expect_error<ShapeError>([&] { d.cache.truncate(id, -1); }, "num_tokens: -1, expected 0 .. 310");
-  expect_error<ShapeError>([&] { d.cache.truncate(id, 311); }, "num_tokens: 311");
-  Stream foreign;
-  foreign.backend = Backend::kCuda;
-  expect_error<BackendUnavailable>([&] { d.cache.fork(id, -1, foreign); }, "stream.backend");
-  expect_error<BackendUnavailable>([&] { d.cache.truncate(id, 5, foreign); }, "stream.backend");
-  for (int i = 0; i < 3; ++i) d.cache.add_sequence();
-  expect_error<CapacityError>([&] { d.cache.fork(id); }, "fork: 4 sequences are live");
-  EXPECT_EQ(d.cache.stats().live_tokens, 310);
-  EXPECT_TRUE(same_bits(go_on(d, id, 40), go_on(twin, other, 40)));
-}
-
-TEST_P(Fork, WithoutRoomForItsOwnTokensIsRefused) {
-  config_.max_tokens = 340;
-  Cache d(config_, {3, 340, 0}), twin(config_, {3, 340, 0});
-  const SequenceId id = live(d, 1, 15);  // 27 of its own, 25 left
-  const SequenceId other = live(twin, 1, 15);
-  expect_error<CapacityError>([&] { d.cache.fork(id); }, "wants 27 tokens beside 315 live ones");
-  expect_error<CapacityError>([&] { d.cache.fork(id, 50); }, "wants 50 tokens beside 315");
-  const SequenceId child = d.fork(id, 292);
-  EXPECT_EQ(d.cache.stats().live_tokens, 319);
-  // Its segment is the parent's too, so that the tokens before the cut are held twice.
-  expect_error<CapacityError>([&] { d.cache.truncate(child, 250); }, "wants 54 tokens");
-  EXPECT_EQ(d.cache.length(child), 292);
-  d.cache.remove(child);
-  EXPECT_TRUE(same_bits(go_on(d, id, 20), go_on(twin, other, 20)));
-  d.cache.truncate(id, 250);
-  EXPECT_EQ(d.cache.stats().live_tokens, 250);
-}
-
-TEST_P(Truncate, WithoutRoomForPendingTokensIsRefused) {
-  config_.cluster.segment_tokens = 1100;
-  config_.cluster.window_tokens = 1100;
-  config_.store.live_tokens = 512;
-  config_.max_tokens = 4096;
-  config_.max_sequences = 1;  // 2 + 1 + 2 + 1 live pages
-  Cache d(config_, {1, 1024, 0}), twin(config_, {1, 1024, 0});
-  const SequenceId id = d.add(1);
-  const SequenceId other = twin.add(1);
-  for (auto* driver : {&d, &twin}) driver->prefill(id, 1000, 500);
-  ASSERT_EQ(other, id);
-  for (auto* driver : {&d, &twin}) {
-    driver->begin({{id, 104, 0, Phase::kPrefill}});  // to its end
-    driver->append_all();
-    driver->decode(id);
-  }
-  expect_error<CapacityError>([&] { d.cache.truncate(id, 1050); }, "store.live_tokens");
-  EXPECT_EQ(d.cache.length(id), 1105);
-  EXPECT_TRUE(same_bits(go_on(d, id, 20), go_on(twin, id, 20)));
-  d.cache.truncate(id, 500);
-  EXPECT_EQ(d.cache.length(id), 500);
-  go_on(d, id, 20);
 }
 
 TEST_P(Truncate, MakesPlansStaleAndForkDoesNot) {
@@ -498,35 +338,6 @@ TEST_P(Truncate, MakesPlansStaleAndForkDoesNot) {
   expect_error<StepError>([&] { (void)d.cache.select(1, d.plan, d.query_view(query)); }, stale);
   expect_error<StepError>([&] { d.append(0); }, stale);
   EXPECT_TRUE(same_bits(d.step(rows), twin.step(rows)));
-}
-
-/// What a serving engine does with a system prompt.
-TEST(ForkMemory, AThousandForksOfAPrefixCostLessThanTwoPerCentMore) {
-  CacheConfig config = CacheConfig::standard(small_model(1, 1, 1));
-  config.model.kv_dtype = DType::kBF16;
-  config.select.dense_layers = 0;
-  config.max_sequences = 1001;
-  config.max_tokens = 32768 + 1000 * 600;
-  Driver<ClusterKVCache> d(config, {1000, 2048, 0});
-  const SequenceId prefix = d.add(1);
-  d.prefill(prefix, 32768, 2048);
-  const CacheStats one = d.cache.stats();
-  std::vector<StepRow> rows;
-  for (int i = 0; i < 1000; ++i) rows.push_back({.id = d.fork(prefix)});
-  const CacheStats forked = d.cache.stats();
-  EXPECT_LT(static_cast<double>(forked.held_bytes), 1.02 * static_cast<double>(one.held_bytes));
-  d.begin(rows);
-  d.append_all();
-  const CacheStats stepped = d.cache.stats();
-  const std::int64_t own = 1000 * 256 * 2 * 64 * 2;  // a page of pending tokens each
-  EXPECT_LT(static_cast<double>(stepped.held_bytes - own),
-            1.02 * static_cast<double>(one.held_bytes));
-  std::printf("prefix %lld bytes, with 1,000 forks %lld, after a step of each %lld\n",
-              static_cast<long long>(one.held_bytes), static_cast<long long>(forked.held_bytes),
-              static_cast<long long>(stepped.held_bytes));
-  for (const StepRow& row : rows) d.cache.remove(row.id);
-  d.cache.remove(prefix);
-  EXPECT_EQ(d.cache.stats().held_bytes, 0);
 }
 
 // ---------------------------------------------------------------------------------- selector
