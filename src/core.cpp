@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "kernels/cluster/rules.hpp"
-#include "kernels/recall/rules.hpp"
 #include "kernels/select/rules.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
@@ -16,10 +15,6 @@ using runtime::fail;
 using runtime::kFloatTypes;
 
 namespace {
-
-long long number(SequenceId id) {
-  return static_cast<long long>(id);
-}
 
 void check_workspace(const Workspace& workspace, const MemoryNeeds& needs) {
   const auto check = [](const char* name, const void* data, std::size_t bytes, std::size_t needed) {
@@ -44,44 +39,6 @@ Core::Core(const CacheConfig& config, const Resources& resources, Rows rows)
       stages_(backend_info(backend_).make(resolved_, resources, rows)) {
   sequences_.reserve(static_cast<std::size_t>(std::min(config.max_sequences, 1024)));
   seal_sizes_.reserve(static_cast<std::size_t>(capacity_.records));
-  // Sequences may go, and segments may begin, between two steps.
-  stale_.reserve(static_cast<std::size_t>(capacity_.row_pages + capacity_.records));
-}
-
-// --------------------------------------------------------------------------------- sequences
-
-SequenceId Core::add_sequence() {
-  if (static_cast<int>(sequences_.size()) >= resolved_.max_sequences) {
-    fail<CapacityError>("add_sequence: {} sequences are live, expected fewer than max_sequences {}",
-                        sequences_.size(), resolved_.max_sequences);
-  }
-  const SequenceId id{next_id_};
-  sequences_.emplace(id, std::make_unique<Sequence>(id, resolved_, capacity_));
-  ++next_id_;
-  return id;
-}
-
-void Core::remove(SequenceId id) {
-  Sequence* sequence = find_or_null(id);
-  if (sequence == nullptr) fail<UnknownSequence>("id: sequence {} is not live", number(id));
-  for (const std::uint32_t page : sequence->row_pages()) {
-    constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
-    stale_.push_back({page * kQuadsPerPage, kQuadsPerPage});
-  }
-  live_tokens_ -= sequence->length();
-  sequence->release(pools_);
-  sequences_.erase(id);
-}
-
-Sequence* Core::find_or_null(SequenceId id) const {
-  const auto found = sequences_.find(id);
-  return found == sequences_.end() ? nullptr : found->second.get();
-}
-
-const Sequence& Core::find(SequenceId id) const {
-  const Sequence* sequence = find_or_null(id);
-  if (sequence == nullptr) fail<UnknownSequence>("id: sequence {} is not live", number(id));
-  return *sequence;
 }
 
 // -------------------------------------------------------------------------------------- step
@@ -144,7 +101,7 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
   }
   if (row.id == kNoSequence) return;
   const Sequence& sequence = find(row.id);
-  const int missing = sequence.plan_number() == 0 ? -1 : sequence.missing_layer();
+  const int missing = sequence.missing_layer();
   if (missing >= 0) {
     fail<StepError>("rows: sequence {} lacks append() of layer {} in its last step", number(row.id),
                     missing);
@@ -180,11 +137,12 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
     fail<CapacityError>("rows: {} new tokens, expected at most {} (limits.max_new_tokens)",
                         new_tokens, limits.max_new_tokens);
   }
-  if (stored_tokens > resolved_.max_tokens - live_tokens_) {
+  if (stored_tokens > resolved_.max_tokens - pools_.tokens) {
     fail<CapacityError>("rows: {} new tokens beside {} live ones, expected at most max_tokens {}",
-                        stored_tokens, live_tokens_, resolved_.max_tokens);
+                        stored_tokens, pools_.tokens, resolved_.max_tokens);
   }
   check_live_pages(rows);
+  pools_.reserve_copies(rows.size(), capacity_.sink_pages);
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
     find(row.id).decide_seals(row, seal_sizes_);
@@ -199,21 +157,24 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
   }
 }
 
-/// Rows give pages back and take others in their order.
+/// Rows give pages back and take others in their order. A page that several rows share is counted as if
+/// each had to copy it, and none gave it back.
 void Core::check_live_pages(std::span<const StepRow> rows) const {
+  if (resolved_.store.live_tokens == 0) return;  // room for all tokens, whoever shares them
   std::int64_t free = pools_.live.num_free();
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
-    const Sequence::LivePages pages = find(row.id).decide_live_pages(row);
-    free += pages.given_back;
-    if (pages.taken > free) {
+    const Sequence::LivePages pages = find(row.id).decide_live_pages(row, pools_);
+    free += pages.freed;
+    const std::int64_t wanted = pages.taken + pages.copied;
+    if (wanted > free) {
       fail<CapacityError>(
           "rows: {} new tokens of sequence {} want {} more pages of {} pending tokens, expected at "
           "most "
           "{} (store.live_tokens)",
-          row.num_new_tokens, number(row.id), pages.taken, kPageRows, free);
+          row.num_new_tokens, number(row.id), wanted, kPageRows, free);
     }
-    free -= pages.taken;
+    free -= wanted;
   }
 }
 
@@ -233,7 +194,6 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
     SequenceView view{};
     view.query_row = -1;
     if (sequence != nullptr) {
-      drop_shared_quads(*sequence);
       sequence->begin_step(row, plan.number, pools_);
       for (int layer = 0; layer < resolved_.model.num_layers; ++layer) {
         if (plan.captured[static_cast<std::size_t>(layer)]) sequence->mark_appended(layer);
@@ -246,7 +206,6 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
           row.budget_tokens > 0 ? row.budget_tokens : resolved_.select.budget_tokens;
       view.everything = select::is_dense(sequence->length(), view.num_stored, view.budget_tokens,
                                          resolved_.select.dense_threshold);
-      live_tokens_ += row.num_new_tokens;
       stats_.appended_tokens += row.num_new_tokens;
     }
     plan.views.push_back(view);
@@ -256,8 +215,13 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
     plan.num_query_tokens += row.num_query_tokens;
   }
   ++stats_.steps;
-  stages_->begin_step(plan, stale_, stream);
-  stale_.clear();
+  if (!pools_.row_copies.empty() || !pools_.live_copies.empty()) {
+    stages_->copy_pages(pools_.row_copies, pools_.live_copies, stream);
+    pools_.row_copies.clear();
+    pools_.live_copies.clear();
+  }
+  stages_->begin_step(plan, pools_.stale, stream);
+  pools_.stale.clear();
 }
 
 void Core::check_step(int layer, const DecodePlan& plan) const {
@@ -272,7 +236,9 @@ void Core::check_step(int layer, const DecodePlan& plan) const {
     const Sequence* sequence = find_or_null(row.id);
     if (sequence != nullptr && sequence->plan_number() == plan.impl->number) continue;
     fail<StepError>("plan: stale, sequence {} was {}", number(row.id),
-                    sequence == nullptr ? "removed" : "planned again");
+                    sequence == nullptr            ? "removed"
+                    : sequence->plan_number() == 0 ? "truncated"
+                                                   : "planned again");
   }
 }
 
@@ -330,16 +296,6 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key, cons
   values_ = value.empty() ? Values::kMissing : Values::kGiven;
 }
 
-/// What was sealed in the last step is read from this one on.
-void Core::drop_shared_quads(const Sequence& sequence) {
-  for (const Sequence::Sealing& sealing : sequence.sealing()) {
-    const std::int64_t first = sequence.segment(sealing.segment).first_row;
-    // A segment may begin inside the last quad of the one before, which may lie in a slot already.
-    if (first % kQuadRows == 0) continue;
-    stale_.push_back({recall::quad_of(paged_row(sequence.row_pages().data(), first)), 1});
-  }
-}
-
 void Core::count_sealing(const Sequence& sequence) {
   const int clustered = resolved_.model.num_layers - runtime::count_dense_layers(resolved_);
   const std::int64_t runs = std::int64_t{clustered} * resolved_.model.num_kv_heads;
@@ -362,7 +318,7 @@ void Core::read_rows(const RowRange& range, SequenceId id, const TensorView& key
     fail<ShapeError>("first, last: {}, {}, expected 0 <= first <= last <= {}", range.first,
                      range.last, sequence.length());
   }
-  if (sequence.plan_number() > 0 && !sequence.was_appended(range.layer)) {
+  if (!sequence.was_appended(range.layer)) {
     fail<StepError>("layer: {} was not appended in this step, expected append() first",
                     range.layer);
   }
@@ -381,7 +337,8 @@ CacheStats Core::read_stats() const {
   CacheStats stats = stats_;
   stages_->add_counts(stats);
   stats.live_sequences = static_cast<std::int64_t>(sequences_.size());
-  stats.live_tokens = live_tokens_;
+  stats.live_tokens = pools_.tokens;
+  stats.held_bytes = find_held_bytes(resolved_, pools_, rows_);
   return stats;
 }
 

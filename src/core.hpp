@@ -18,6 +18,11 @@
 
 namespace clusterkv {
 
+/// As messages show it.
+inline long long number(SequenceId id) {
+  return static_cast<long long>(id);
+}
+
 class Core {
  public:
   Core(const CacheConfig& config, const Resources& resources, Rows rows);
@@ -26,8 +31,11 @@ class Core {
 
   // ------------------------------------------------------------------------------- sequences
   SequenceId add_sequence();
+  SequenceId fork(SequenceId parent, std::int64_t num_tokens, const Stream& stream);
+  void truncate(SequenceId id, std::int64_t num_tokens, const Stream& stream);
   void remove(SequenceId id);
-  [[nodiscard]] const Sequence& find(SequenceId id) const;
+  /// \param argument  the caller's name for `id`
+  [[nodiscard]] const Sequence& find(SequenceId id, const char* argument = "id") const;
 
   // ------------------------------------------------------------------------------------ step
   DecodePlan plan(std::span<const StepRow> rows, const PlanLimits& limits,
@@ -55,6 +63,13 @@ class Core {
  private:
   enum class Values : std::uint8_t { kUnknown, kGiven, kMissing };
 
+  // Everything that can go wrong in fork() or truncate(), before anything changes.
+  void check_room(const char* call) const;
+  [[nodiscard]] Cut checked_cut(const Sequence& sequence, std::int64_t num_tokens) const;
+  void check_cut_fits(const Sequence& sequence, const Cut& cut, std::int64_t more_tokens) const;
+  class TakenPages;
+  TakenPages restore(const Sequence& sequence, const Cut& cut, const Stream& stream);
+
   /// Everything that can go wrong in a step, before anything changes.
   void check_rows(std::span<const StepRow> rows, const PlanLimits& limits, bool is_captured);
   void check_not_capturing(const Stream& stream) const;
@@ -64,7 +79,6 @@ class Core {
   void check_step(int layer, const DecodePlan& plan) const;
   void check_append(int layer, const DecodePlan& plan, const TensorView& key,
                     const TensorView& value);
-  void drop_shared_quads(const Sequence& sequence);
   void count_sealing(const Sequence& sequence);
   [[nodiscard]] Sequence* find_or_null(SequenceId id) const;
 
@@ -76,9 +90,7 @@ class Core {
   PagePools pools_;
   std::unique_ptr<Stages> stages_;
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<StaleQuads> stale_;  ///< since the last step began
   std::int64_t next_id_ = 0;
-  std::int64_t live_tokens_ = 0;
   std::uint32_t plan_number_ = 0;
   std::uint64_t check_number_ = 0;  ///< of check_rows(); marks the sequences it has seen
   Values values_ = Values::kUnknown;

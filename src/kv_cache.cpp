@@ -87,6 +87,14 @@ SequenceId ClusterKVCache::add_sequence() {
   return impl_->core.add_sequence();
 }
 
+SequenceId ClusterKVCache::fork(SequenceId parent, std::int64_t num_tokens, Stream stream) {
+  return impl_->core.fork(parent, num_tokens, stream);
+}
+
+void ClusterKVCache::truncate(SequenceId id, std::int64_t num_tokens, Stream stream) {
+  impl_->core.truncate(id, num_tokens, stream);
+}
+
 void ClusterKVCache::remove(SequenceId id, Stream) {
   impl_->core.remove(id);
 }

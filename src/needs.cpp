@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/needs.hpp"
 
+#include <algorithm>
 #include <new>
 
 #include "kernels/common/carve.hpp"
 #include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/tuning.hpp"
+#include "src/index/cluster_index.hpp"
 #include "src/recall/row_stores.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
@@ -26,7 +28,7 @@ std::size_t stored_bytes(const CacheConfig& c, Rows rows) {
 const char* find_size_fault(const CacheConfig& c, const BackendInfo& backend, Rows rows) {
   const Capacity capacity = runtime::capacity_of(c);
   constexpr std::int64_t kMostPages = (std::int64_t{1} << 32) / kPageRows;
-  if (capacity.live_pages > kMostPages) {
+  if (std::max(capacity.live_pages, capacity.row_pages) > kMostPages) {
     return "max_sequences: expected sinks and pending tokens in at most 2^32 rows";
   }
   const MemoryNeeds needs = backend.find_needs(c, {}, rows);
@@ -64,6 +66,17 @@ MemoryResource& default_memory_resource(Backend backend) {
   return info.memory();
 }
 }  // namespace v0
+
+std::int64_t find_held_bytes(const CacheConfig& resolved, const PagePools& pools, Rows rows) {
+  Capacity held{};
+  held.row_pages = pools.rows.num_held();
+  held.blocks = pools.blocks.num_held();
+  held.records = pools.records.num_held();
+  const Size bytes = Size(index::ClusterIndex::bytes(resolved, held)) +
+                     recall::RowArena::bytes(resolved.model, pools.live.num_held()) +
+                     recall::RowArena::bytes(resolved.model, stored_pages(held, rows));
+  return static_cast<std::int64_t>(bytes.get());
+}
 
 std::int64_t stored_pages(const Capacity& capacity, Rows rows) {
   return rows == Rows::kKept ? capacity.row_pages : 0;

@@ -8,7 +8,7 @@
 
 #include "clusterkv/config.hpp"
 #include "clusterkv/step.hpp"
-#include "src/runtime/capacity.hpp"
+#include "src/page_pools.hpp"
 
 namespace clusterkv {
 
@@ -25,6 +25,9 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
 /// \throws ConfigError, BackendUnavailable, ShapeError
 MemoryNeeds find_needs(const CacheConfig& config, Backend backend, const PlanLimits& limits,
                        Rows rows);
+
+/// Bytes of the stores that sequences hold now.
+std::int64_t find_held_bytes(const CacheConfig& resolved, const PagePools& pools, Rows rows);
 
 /// Pages of the store for clustered rows.
 std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows);

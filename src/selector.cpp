@@ -100,6 +100,14 @@ SequenceId ClusterSelector::add_sequence() {
   return impl_->core.add_sequence();
 }
 
+SequenceId ClusterSelector::fork(SequenceId parent, std::int64_t num_tokens, Stream stream) {
+  return impl_->core.fork(parent, num_tokens, stream);
+}
+
+void ClusterSelector::truncate(SequenceId id, std::int64_t num_tokens, Stream stream) {
+  impl_->core.truncate(id, num_tokens, stream);
+}
+
 void ClusterSelector::remove(SequenceId id, Stream) {
   impl_->core.remove(id);
 }

@@ -5,15 +5,26 @@
 
 #include "kernels/cluster/rules.hpp"
 #include "kernels/index/rules.hpp"
+#include "kernels/recall/rules.hpp"
 
 namespace clusterkv {
 namespace {
 
-std::int64_t pages_for(std::int64_t rows) {
-  return (rows + kPageRows - 1) / kPageRows;
+/// The page, or another one in its place if it is shared, which is to begin with the same rows.
+std::uint32_t own_page(std::uint32_t page, int num_rows, PagePool& pool,
+                       std::vector<PageCopy>& copies) {
+  if (!pool.is_shared(page)) return page;
+  const std::uint32_t own = pool.take();
+  if (num_rows > 0) copies.push_back({page, own, num_rows});
+  pool.give_back(page);
+  return own;
 }
 
 }  // namespace
+
+std::int64_t pages_for(std::int64_t rows) {
+  return (rows + kPageRows - 1) / kPageRows;
+}
 
 int segment_clusters(const ClusterConfig& config, int num_tokens, Phase phase) {
   return cluster::num_clusters(num_tokens, config.tokens_per_cluster,
@@ -62,37 +73,78 @@ void Sequence::decide_seals(const StepRow& row, std::vector<int>& num_tokens) co
   }
 }
 
-Sequence::LivePages Sequence::decide_live_pages(const StepRow& row) const {
+/// visit(page, num_rows) for live pages at hand that the row's new tokens go to, and how many rows come
+/// before them.
+template <class Visit>
+void Sequence::for_each_written_page(const StepRow& row, const Visit& visit) const {
+  const auto visit_pages = [&](std::int64_t first, std::int64_t last) {
+    if (first >= last) return;
+    const auto held = static_cast<std::int64_t>(live_pages_.size());
+    for (std::int64_t page = first / kPageRows; page < std::min(held, pages_for(last)); ++page) {
+      visit(static_cast<std::size_t>(page),
+            static_cast<int>(std::max<std::int64_t>(0, first - page * kPageRows)));
+    }
+  };
+  const std::int64_t sinks =
+      std::min<std::int64_t>(config_.sink_tokens, length_ + row.num_new_tokens);
+  visit_pages(num_sinks(), sinks);
+  const std::int64_t first = first_pending_ + length_ - first_pending_token();
+  visit_pages(first, first + row.num_new_tokens - (sinks - num_sinks()));
+}
+
+Sequence::LivePages Sequence::decide_live_pages(const StepRow& row, const PagePools& pools) const {
+  LivePages result{};
   std::int64_t sealed = 0;
   for (const Sealing& done : sealing_) sealed += segment(done.segment).num_rows;
-  const std::int64_t given_back = (first_pending_ + sealed - sink_rows_) / kPageRows;
+  result.given_back = (first_pending_ + sealed - sink_rows_) / kPageRows;
+  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
+  result.freed = std::count_if(begin, begin + result.given_back,
+                               [&](std::uint32_t page) { return !pools.live.is_shared(page); });
   const std::int64_t length = length_ + row.num_new_tokens;
   const std::int64_t sinks = std::min<std::int64_t>(config_.sink_tokens, length);
   const std::int64_t pending = length - sinks - num_stored_ - sealed;
-  const std::int64_t pages = pages_for(first_pending_ + sealed - given_back * kPageRows + pending);
-  const auto held = static_cast<std::int64_t>(live_pages_.size()) - given_back;
-  return {given_back, std::max<std::int64_t>(0, pages - held)};
+  const std::int64_t pages =
+      pages_for(first_pending_ + sealed - result.given_back * kPageRows + pending);
+  const auto held = static_cast<std::int64_t>(live_pages_.size()) - result.given_back;
+  result.taken = std::max<std::int64_t>(0, pages - held);
+  for_each_written_page(row, [&](std::size_t page, int) {
+    result.copied += pools.live.is_shared(live_pages_[page]) ? 1 : 0;
+  });
+  return result;
 }
 
 void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools) {
   decide_seals(row, seal_sizes_);
-  const LivePages pages = decide_live_pages(row);
-  commit_sealing();
+  const LivePages pages = decide_live_pages(row, pools);
+  for_each_written_page(row, [&](std::size_t page, int num_rows) {
+    live_pages_[page] = own_page(live_pages_[page], num_rows, pools.live, pools.live_copies);
+  });
+  commit_sealing(sealing_.size(), pools);
   give_live_pages_back(pages.given_back, pools);
+  step_start_ = length_;
   length_ += row.num_new_tokens;
+  pools.tokens += row.num_new_tokens;
   past_plans_[static_cast<std::size_t>(steps_++ % kHistory)] = plan_number_;
   plan_number_ = plan_number;
+  in_step_ = true;
   for (std::int64_t i = 0; i < pages.taken; ++i) live_pages_.push_back(pools.live.take());
   for (const int num_tokens : seal_sizes_) add_segment(num_tokens, row.phase, pools);
 }
 
-void Sequence::commit_sealing() {
-  for (const Sealing& done : sealing_) {
-    const SegmentView& sealed = segment(done.segment);
+/// Makes the first `count` sealed segments visible and forgets the others.
+void Sequence::commit_sealing(std::size_t count, PagePools& pools) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const SegmentView& sealed = segment(sealing_[i].segment);
     num_stored_ += sealed.num_rows;
     first_pending_ += sealed.num_rows;
     visible_blocks_ += sealed.num_blocks;
     ++visible_segments_;
+    // The page it begins in may have quads in slots: the one that it shares with the segment before,
+    // and those of a segment that was there before a cut.
+    if (sealed.first_row % kPageRows == 0) continue;
+    constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
+    const std::uint32_t quad = recall::quad_of(paged_row(row_pages_.data(), sealed.first_row));
+    pools.stale.push_back({quad, kQuadsPerPage - quad % kQuadsPerPage});
   }
   sealing_.clear();
 }
@@ -106,8 +158,7 @@ void Sequence::give_live_pages_back(std::int64_t count, PagePools& pools) {
 
 void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {
   const int clusters = segment_clusters(config_, num_tokens, phase);
-  const std::int64_t first_row =
-      segments_.empty() ? 0 : segments_.back().first_row + segments_.back().num_rows;
+  const std::int64_t first_row = segment_rows();
   SegmentView added{};
   added.record = pools.records.take();
   added.first_block = static_cast<std::int32_t>(blocks_.size());
@@ -115,6 +166,10 @@ void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {
   added.num_rows = num_tokens;
   added.first_row = first_row;
   for (int i = 0; i < added.num_blocks; ++i) blocks_.push_back(pools.blocks.take());
+  if (first_row % kPageRows != 0) {
+    row_pages_.back() = own_page(row_pages_.back(), static_cast<int>(first_row % kPageRows),
+                                 pools.rows, pools.row_copies);
+  }
   while (static_cast<std::int64_t>(row_pages_.size()) < pages_for(first_row + num_tokens)) {
     row_pages_.push_back(pools.rows.take());
   }
@@ -123,13 +178,6 @@ void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {
                       .num_clusters = clusters,
                       .first_live_row = first_pending_ + first_row - num_stored_,
                       .first_token = num_sinks() + first_row});
-}
-
-void Sequence::release(PagePools& pools) noexcept {
-  for (const std::uint32_t page : row_pages_) pools.rows.give_back(page);
-  for (const std::uint32_t page : live_pages_) pools.live.give_back(page);
-  for (const std::uint32_t block : blocks_) pools.blocks.give_back(block);
-  for (const SegmentView& s : segments_) pools.records.give_back(s.record);
 }
 
 SequenceView Sequence::view() const {
@@ -158,7 +206,7 @@ std::int64_t Sequence::live_row(std::int64_t token) const {
 
 int Sequence::missing_layer() const {
   for (std::size_t layer = 0; layer < appended_.size(); ++layer) {
-    if (appended_[layer] != plan_number_) return static_cast<int>(layer);
+    if (!was_appended(static_cast<int>(layer))) return static_cast<int>(layer);
   }
   return -1;
 }

@@ -26,10 +26,13 @@ struct LayerCall {
   bool adopted = false;  ///< the choice came from the caller
 };
 
-/// Rows of the store whose quads hold other rows from this step on, in all layers.
-struct StaleQuads {
-  std::uint32_t first;
-  std::uint32_t count;
+/// First tokens of a visible segment, to be pending again.
+struct RestoredRows {
+  SegmentView segment;
+  const std::uint32_t* row_pages;   ///< of the segment's sequence
+  std::int64_t first_token;         ///< position of the segment's first token
+  std::int64_t num_tokens;          ///< < segment.num_rows
+  const std::uint32_t* live_pages;  ///< written from row 0 on, in token order
 };
 
 /// Arguments of ClusterSelector::to_paged().
@@ -79,6 +82,17 @@ class Stages {
   virtual void recall(const LayerCall& call) = 0;
   virtual void attend(const LayerCall& call, const AttentionOut& out, Part part) = 0;
   [[nodiscard]] virtual Selection selection(const LayerCall& call) const = 0;
+
+  // -------------------------------------------------------------------------- fork, truncate
+  /// \param call  the caller's, for the message
+  /// \throws BackendUnavailable  if the calls below are missing
+  virtual void check_moves_rows(const char* call) const = 0;
+  /// Pages of the row store, with token positions, and of the live store: one after the other, in all
+  /// layers. Nothing can fail here: a step has begun.
+  virtual void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
+                          const Stream& stream) = 0;
+  /// In all layers. Writes nothing but `live_pages`.
+  virtual void restore_rows(const RestoredRows& rows, const Stream& stream) = 0;
 
   // ------------------------------------------------------------------------------------ read
   virtual void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,

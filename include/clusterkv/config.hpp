@@ -105,9 +105,10 @@ struct CacheConfig {
   ClusterConfig cluster;
   SelectConfig select;
   StoreConfig store;
-  int max_sequences = 0;        ///< live at once; required
-  std::int64_t max_tokens = 0;  ///< of all live sequences together; required
-  bool check_finite = false;    ///< refuse keys and values that are NaN or infinite
+  int max_sequences = 0;  ///< live at once; required
+  /// Of all live sequences together; required. Tokens of a segment that forks share count once.
+  std::int64_t max_tokens = 0;
+  bool check_finite = false;  ///< refuse keys and values that are NaN or infinite
 
   /// The defaults above. On a recorded layer a third of the error of paper() at the same budget, and
   /// less than it at half the budget (docs/performance.md).

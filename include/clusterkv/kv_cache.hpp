@@ -71,7 +71,46 @@ class ClusterKVCache {
   /// \throws CapacityError  if max_sequences are live
   SequenceId add_sequence();
 
-  /// Ends a sequence; its memory serves others at once. Plans that hold it become stale.
+  /// A new sequence of the first `num_tokens` tokens of another. It shares the parent's memory: whole
+  /// segments for good, sinks and pending tokens until one of the two writes to their page. Neither
+  /// sees what the other does; either may be removed first. What the parent's last step sealed is
+  /// used at once. A fork that cuts a segment has the segment's first tokens as pending, as after
+  /// truncate(). The parent's plans stay valid.
+  ///
+  /// \param num_tokens  0 .. length(parent); -1: all
+  /// \throws UnknownSequence  if `parent` is not live
+  /// \throws ShapeError       if num_tokens is out of range
+  /// \throws StepError        if it reaches into a last step of which a layer was left out
+  /// \throws CapacityError    if max_sequences are live; if max_tokens has no room for its sinks and
+  ///         pending tokens, which count once more, while segments shared do not; or if
+  ///         store.live_tokens has none for those of a cut segment
+  /// \throws BackendUnavailable  with CUDA: not there yet
+  /// Cost: a copy of the page tables; as truncate() if a segment is cut. The first step of a fork, or
+  ///       of its parent, copies up to two pages of 256 tokens, in all layers.
+  SequenceId fork(SequenceId parent, std::int64_t num_tokens = -1, Stream stream = {});
+
+  /// Drops all tokens from `num_tokens` on, of a draft that was refused or a step that was cancelled.
+  /// Plans that hold the sequence become stale; its next step needs no more layers of the last one.
+  ///
+  /// What remains answers as if the later tokens had never come, with the same bits where the
+  /// segments are the same:
+  /// - Segments that end at or before `num_tokens` stay. A segment that is cut is gone, and its first
+  ///   tokens are pending again: attended exactly, and clustered anew once enough are pending.
+  /// - With `num_tokens` at the length before the last step, or less, that step has not been: what it
+  ///   sealed is pending again. Otherwise what it sealed is used at once.
+  ///
+  /// \param num_tokens  0 .. length(id)
+  /// \throws UnknownSequence  if `id` is not live
+  /// \throws ShapeError       if num_tokens is out of range
+  /// \throws StepError        if it reaches into a last step of which a layer was left out
+  /// \throws CapacityError    if max_tokens or store.live_tokens has no room for the tokens of a cut
+  ///         segment; the former only if a fork shares it
+  /// \throws BackendUnavailable  with CUDA: not there yet
+  /// Cost: host work of O(pages); if a segment is cut, one pass over it in all layers.
+  void truncate(SequenceId id, std::int64_t num_tokens, Stream stream = {});
+
+  /// Ends a sequence; memory that no fork shares serves others at once. Plans that hold it become
+  /// stale.
   /// \throws UnknownSequence  if `id` is not live
   void remove(SequenceId id, Stream stream = {});
 

@@ -35,6 +35,12 @@ class ClusterSelector {
 
   [[nodiscard]] const CacheConfig& config() const noexcept;
   SequenceId add_sequence();
+
+  /// As those of ClusterKVCache, but that no segment can be cut, because its rows are the engine's.
+  /// \throws ShapeError  if num_tokens is inside a segment (the message names its ends)
+  SequenceId fork(SequenceId parent, std::int64_t num_tokens = -1, Stream stream = {});
+  void truncate(SequenceId id, std::int64_t num_tokens, Stream stream = {});
+
   void remove(SequenceId id, Stream stream = {});
   [[nodiscard]] std::int64_t length(SequenceId id) const;
   DecodePlan plan(std::span<const StepRow> rows, const PlanLimits& limits, Workspace workspace,

@@ -46,7 +46,9 @@ struct CacheStats {
   std::int64_t kmeans_tokens = 0;    ///< keys clustered by them
   std::int64_t clusters = 0;         ///< non-empty clusters they made
   std::int64_t live_sequences = 0;
+  /// Tokens of all sequences, as max_tokens bounds them: those of a segment that forks share count once.
   std::int64_t live_tokens = 0;
+  std::int64_t held_bytes = 0;  ///< of the stores, in pages that some sequence holds
 };
 
 }  // namespace v0

@@ -35,16 +35,13 @@ class RowReader {
     }
   }
 
-  /// Rows of a segment are in cluster order, another one for each KV head: looks at all of them.
   void read_segment(const SequenceView& view, const SegmentView& segment) const {
     for (int head = 0; head < source_.num_kv_heads; ++head) {
-      const std::uint32_t* positions = source_.positions + head * source_.positions_stride;
-      for (int i = 0; i < segment.num_rows; ++i) {
-        const std::uint32_t row = paged_row(view.row_pages, segment.first_row + i);
-        const std::int64_t token = positions[row];
-        if (token < range_.first || token >= range_.last) continue;
-        recall::cpu().read_row({source_.stored, key_, value_}, head, row, token - range_.first);
-      }
+      for_each_stored_row(
+          source_, segment, view.row_pages, head, range_.first, range_.last,
+          [&](std::uint32_t row, std::int64_t token) {
+            recall::cpu().read_row({source_.stored, key_, value_}, head, row, token - range_.first);
+          });
     }
   }
 

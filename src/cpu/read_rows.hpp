@@ -11,10 +11,24 @@ namespace clusterkv::cpu {
 struct RowSource {
   RowStore live;
   RowStore stored;
-  const std::uint32_t* positions;
+  std::uint32_t* positions;
   std::int64_t positions_stride;
   int num_kv_heads;
 };
+
+/// visit(row, token) for the rows of a segment and KV head whose tokens are in [first, last): row of the
+/// store, position. They are in cluster order, another one for each head: looks at all of them.
+template <class Visit>
+void for_each_stored_row(const RowSource& source, const SegmentView& segment,
+                         const std::uint32_t* row_pages, int head, std::int64_t first,
+                         std::int64_t last, const Visit& visit) {
+  const std::uint32_t* positions = source.positions + head * source.positions_stride;
+  for (int i = 0; i < segment.num_rows; ++i) {
+    const std::uint32_t row = paged_row(row_pages, segment.first_row + i);
+    const std::int64_t token = positions[row];
+    if (token >= first && token < last) visit(row, token);
+  }
+}
 
 /// ClusterKVCache::read_rows().
 void read_rows(const RowSource& source, const RowRange& range, const Sequence& sequence,

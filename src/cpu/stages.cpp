@@ -6,8 +6,8 @@
 #include "kernels/attend/count.hpp"
 #include "kernels/common/tensor_io.hpp"
 #include "src/attend/attend_stage.hpp"
+#include "src/cpu/move_rows.hpp"
 #include "src/cpu/paged_export.hpp"
-#include "src/cpu/read_rows.hpp"
 #include "src/cpu/selection.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/parallel.hpp"
@@ -295,7 +295,31 @@ void CpuStages::attend(const LayerCall& call, const AttentionOut& out, Part part
   }
 }
 
+// ---------------------------------------------------------------------------- fork, truncate
+
+void CpuStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
+                           const Stream&) {
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    cpu::copy_pages(row_source(layer), rows, live);
+  }
+}
+
+void CpuStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
+  const int heads = model_.num_kv_heads;
+  runtime::parallel_for(executor(stream), model_.num_layers * heads, [&](int plane) {
+    cpu::restore_rows(row_source(plane / heads), rows, plane % heads);
+  });
+}
+
 // -------------------------------------------------------------------------------------- read
+
+RowSource CpuStages::row_source(int layer) const {
+  return {.live = live_.layer(layer),
+          .stored = stored_.layer(layer),
+          .positions = index_.positions(layer),
+          .positions_stride = index_.positions_stride(),
+          .num_kv_heads = model_.num_kv_heads};
+}
 
 void CpuStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
                           const TensorView& counts) const {
@@ -311,12 +335,7 @@ void CpuStages::to_paged(const LayerCall& call, const Selection& selection,
 
 void CpuStages::read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
                           const TensorView& value, const Stream&) const {
-  const RowSource source{.live = live_.layer(range.layer),
-                         .stored = stored_.layer(range.layer),
-                         .positions = index_.positions(range.layer),
-                         .positions_stride = index_.positions_stride(),
-                         .num_kv_heads = model_.num_kv_heads};
-  cpu::read_rows(source, range, sequence, key, value);
+  cpu::read_rows(row_source(range.layer), range, sequence, key, value);
 }
 
 void CpuStages::add_counts(CacheStats& stats) const {

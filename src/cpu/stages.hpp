@@ -3,6 +3,7 @@
 // The CPU backend: every call returns when its work is done.
 #pragma once
 
+#include "src/cpu/read_rows.hpp"
 #include "src/cpu/scratch.hpp"
 #include "src/cpu/seal.hpp"
 #include "src/index/cluster_index.hpp"
@@ -34,6 +35,11 @@ class CpuStages final : public Stages {
   void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
+  void check_moves_rows(const char*) const override {}
+  void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
+                  const Stream& stream) override;
+  void restore_rows(const RestoredRows& rows, const Stream& stream) override;
+
   void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
                  const TensorView& counts) const override;
   void to_paged(const LayerCall& call, const Selection& selection,
@@ -44,6 +50,7 @@ class CpuStages final : public Stages {
 
  private:
   [[nodiscard]] Executor& executor(const Stream& stream) const;
+  [[nodiscard]] RowSource row_source(int layer) const;
   static const SequenceView* views(const LayerCall& call);
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   void combine_totals(const LayerCall& call) const;

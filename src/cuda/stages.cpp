@@ -334,6 +334,16 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part par
   count_step(params, &counts()->step, shape_of(call));
 }
 
+// ---------------------------------------------------------------------------- fork, truncate
+
+void CudaStages::check_moves_rows(const char* call) const {
+  fail<BackendUnavailable>("{}: not on CUDA yet, expected a cache on kCpu", call);
+}
+
+// No page is shared and no segment cut: check_moves_rows() throws before.
+void CudaStages::copy_pages(std::span<const PageCopy>, std::span<const PageCopy>, const Stream&) {}
+void CudaStages::restore_rows(const RestoredRows&, const Stream&) {}
+
 // -------------------------------------------------------------------------------------- read
 
 TokenLists CudaStages::token_lists(const LayerCall& call, const Selection& selection) const {

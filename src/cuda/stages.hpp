@@ -38,6 +38,11 @@ class CudaStages final : public Stages {
   void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
+  void check_moves_rows(const char* call) const override;
+  void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
+                  const Stream& stream) override;
+  void restore_rows(const RestoredRows& rows, const Stream& stream) override;
+
   void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
                  const TensorView& counts) const override;
   void to_paged(const LayerCall& call, const Selection& selection,

@@ -42,12 +42,14 @@ Capacity capacity_of(const CacheConfig& config) {
   const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
   Capacity capacity{};
   capacity.sink_pages = ceil_div(config.cluster.sink_tokens, kPageRows);
-  capacity.row_pages = ceil_div(config.max_tokens, kPageRows) + sequences;
-  // Pending tokens may begin and end inside a page.
+  // A fork's own rows may begin inside a page, and every sequence's may end inside one.
+  capacity.row_pages = ceil_div(config.max_tokens, kPageRows) + 2 * sequences;
+  // Pending tokens may begin and end inside a page. One page more, because those of a cut segment are
+  // there before others are given back.
   const std::int64_t live =
       config.store.live_tokens == 0 ? config.max_tokens : config.store.live_tokens;
   capacity.live_pages = ceil_div(std::min(live, config.max_tokens), kPageRows) +
-                        sequences * (capacity.sink_pages + 2);
+                        sequences * (capacity.sink_pages + 2) + 1;
   capacity.blocks = max_blocks(config);
   capacity.records = config.max_tokens / least_segment(config.cluster) + 1;
   capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;

@@ -525,5 +525,14 @@ TEST_F(DeviceCacheTest, RefusesHostTensorsAndStreams) {
   EXPECT_EQ(driver.cache.length(id), 1);
 }
 
+TEST_F(DeviceCacheTest, RefusesForksAndCuts) {
+  DeviceCache device(device_config());
+  Driver<ClusterKVCache>& driver = device.driver;
+  const SequenceId id = driver.add(7);
+  expect_error<BackendUnavailable>([&] { driver.fork(id); }, "fork: not on CUDA yet");
+  expect_error<BackendUnavailable>([&] { driver.cache.truncate(id, 0); },
+                                   "truncate: not on CUDA yet");
+}
+
 }  // namespace
 }  // namespace clusterkv::testing

@@ -324,8 +324,8 @@ TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
   Driver<ClusterKVCache> many(plenty, {1, 4096, 0});
   const SequenceId id = few.add(7);
   const SequenceId other = many.add(7);
-  // Two pages for 512 tokens, one for sinks and two that the ends of a run may need.
-  expect_error<CapacityError>([&] { few.prefill(id, 1200, 1200); }, "store.live_tokens");
+  // Two pages for 512 tokens, one for sinks, two that the ends of a run may need, one for truncate().
+  expect_error<CapacityError>([&] { few.prefill(id, 1500, 1500); }, "store.live_tokens");
   EXPECT_EQ(few.cache.length(id), 0) << "nothing has changed";
   few.prefill(id, 1600, 800);  // the second chunk needs the pages of the first
   many.prefill(other, 1600, 800);

@@ -43,9 +43,68 @@ class Episode : ModelChecks {
     } else if (live_.empty() || (what <= 2 && live_.size() < 4)) {
       live_.push_back(harness_.cache.add_sequence());
       ++tally_.operations;
+    } else if (what == 3) {
+      fork(drawn_live());
+    } else if (what == 4) {
+      truncate(drawn_live());
     } else {
       step();
     }
+  }
+
+  SequenceId drawn_live() {
+    return live_[static_cast<std::size_t>(random_.between(0, static_cast<int>(live_.size()) - 1))];
+  }
+
+  /// Where a sequence is cut: all of it stays, a few tokens go, or any number.
+  int draw_length(SequenceId id) {
+    const int length = lengths_.contains(id) ? lengths_.at(id) : 0;
+    const int cut = pick("cut", {0, 1, 2, 2});
+    return cut == 0 ? length : random_.between(cut == 1 ? std::max(0, length - 30) : 0, length);
+  }
+
+  void fork(SequenceId parent) {
+    const int length = draw_length(parent);
+    const NaiveCache before = naive_;
+    const SequenceId unborn{1 << 30};
+    naive_.fork(parent, unborn, length);
+    const bool fits = live_.size() < 4 && naive_.held_tokens() <= config_.max_tokens;
+    naive_ = before;
+    ++tally_.operations;
+    if (!fits) return require_no_room([&] { (void)harness_.cache.fork(parent, length); });
+    const bool is_whole = lengths_.contains(parent) && lengths_.at(parent) == length;
+    const SequenceId child = harness_.cache.fork(parent, is_whole ? -1 : length);
+    require(harness_.cache.length(child) == length, "a fork of another length");
+    naive_.fork(parent, child, length);
+    live_.push_back(child);
+    if (lengths_.contains(parent)) lengths_[child] = length;
+    if (prefilled_.contains(parent)) prefilled_.insert(child);
+    check_stats(static_cast<std::int64_t>(live_.size()));
+  }
+
+  void truncate(SequenceId id) {
+    const int length = draw_length(id);
+    const NaiveCache before = naive_;
+    naive_.truncate(id, length);
+    ++tally_.operations;
+    if (naive_.held_tokens() > config_.max_tokens) {
+      naive_ = before;
+      return require_no_room([&] { harness_.cache.truncate(id, length); });
+    }
+    harness_.cache.truncate(id, length);
+    require(harness_.cache.length(id) == length, "another length after truncate()");
+    if (lengths_.contains(id)) lengths_[id] = length;
+    check_stats(static_cast<std::int64_t>(live_.size()));
+  }
+
+  template <class Call>
+  static void require_no_room(const Call& call) {
+    try {
+      call();
+    } catch (const CapacityError&) {
+      return;
+    }
+    throw Mismatch("more fits than there is room for");
   }
 
   void remove() {
@@ -84,8 +143,7 @@ class Episode : ModelChecks {
   }
 
   [[nodiscard]] bool has_room() const {
-    std::int64_t tokens = 0;
-    for (const auto& [id, length] : lengths_) tokens += length;
+    std::int64_t tokens = naive_.held_tokens();
     for (const StepRow& row : rows_) tokens += row.id == kNoSequence ? 0 : row.num_new_tokens;
     return tokens <= config_.max_tokens;
   }
@@ -104,6 +162,7 @@ class Episode : ModelChecks {
       throw Mismatch("more than max_tokens fit");
     }
     begin();
+    if (pick("cancelled", {0, 0, 0, 0, 0, 0, 0, 1}) == 1) return cancel();
     for (const StepRow& row : rows_) {
       if (row.id == kNoSequence) continue;
       lengths_[row.id] += row.num_new_tokens;
@@ -114,6 +173,22 @@ class Episode : ModelChecks {
     for (int layer = 0; layer < model().num_layers; ++layer) check_layer(layer);
     check_stats(static_cast<std::int64_t>(live_.size()));
     if (random_.between(0, 9) == 0) check_rows();
+  }
+
+  /// The step ends between two layers, and has not been.
+  void cancel() {
+    std::vector<Rows> unused(rows_.size(), Rows(static_cast<std::size_t>(model().num_layers)));
+    const int appended = random_.between(0, model().num_layers);
+    for (int layer = 0; layer < appended; ++layer) append(layer, unused);
+    for (const StepRow& row : rows_) {
+      if (row.id == kNoSequence) continue;
+      const int before = lengths_.contains(row.id) ? lengths_.at(row.id) : 0;
+      harness_.cache.truncate(row.id, before);
+      require(harness_.cache.length(row.id) == before, "another length after a cancelled step");
+      naive_.cancel(row.id);
+      ++tally_.operations;
+    }
+    check_stats(static_cast<std::int64_t>(live_.size()));
   }
 
   void begin() {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 #include <string>
 
 #include "kernels/cluster/rules.hpp"
@@ -114,17 +115,19 @@ void NaiveCache::step(const StepRow& row, const std::vector<std::vector<std::vec
   decide_sealing(s, row);
 }
 
-void NaiveCache::decide_sealing(Sequence& s, const StepRow& row) const {
+void NaiveCache::decide_sealing(Sequence& s, const StepRow& row) {
   const ClusterConfig& c = config_.cluster;
   const bool decode = row.phase == Phase::kDecode;
   const int before = s.length;
+  s.step_start = before;
   s.length += row.num_new_tokens;
   const int end = decode ? before : s.length;  // decoded tokens wait for a later step
   int first = std::max(s.visible_end, sinks(s));
   const auto seal = [&](int count) {
     const int least = decode ? c.min_window_clusters : 1;
-    s.sealing.push_back(
-        {first, first + count, cluster::num_clusters(count, c.tokens_per_cluster, least)});
+    s.sealing.push_back({first, first + count,
+                         cluster::num_clusters(count, c.tokens_per_cluster, least),
+                         num_segments_++});
     first += count;
   };
   const int run = decode ? c.window_tokens : c.segment_tokens;
@@ -143,8 +146,55 @@ void NaiveCache::make_visible(Sequence& s) const {
       }
     }
     s.visible_end = sealing.last;
+    s.visible.push_back(sealing);
   }
   s.sealing.clear();
+}
+
+// ---------------------------------------------------------------------------- fork, truncate
+
+void NaiveCache::fork(SequenceId parent, SequenceId child, int num_tokens) {
+  if (!sequences_.contains(parent)) return;  // no step yet
+  sequences_[child] = sequences_.at(parent);
+  truncate(child, num_tokens);
+}
+
+void NaiveCache::truncate(SequenceId id, int num_tokens) {
+  if (!sequences_.contains(id)) return;
+  Sequence& s = sequences_.at(id);
+  const auto is_cut = [&](const Sealing& segment) { return segment.last > num_tokens; };
+  std::erase_if(s.sealing, is_cut);
+  if (num_tokens <= s.step_start) s.sealing.clear();  // the step has not been
+  make_visible(s);
+  std::erase_if(s.visible, is_cut);
+  s.visible_end = s.visible.empty() ? 0 : s.visible.back().last;
+  for (int layer = 0; layer < config_.model.num_layers; ++layer) {
+    s.rows[at(layer)].resize(at(num_tokens));
+    if (is_dense_layer(layer)) continue;
+    for (auto& segments : s.segments[at(layer)]) segments.resize(s.visible.size());
+  }
+  s.length = num_tokens;
+}
+
+void NaiveCache::cancel(SequenceId id) {
+  if (!sequences_.contains(id)) return;  // that was its first step
+  Sequence& s = sequences_.at(id);
+  make_visible(s);
+  s.step_start = s.length;
+}
+
+std::int64_t NaiveCache::held_tokens() const {
+  std::int64_t tokens = 0;
+  std::set<int> counted;
+  for (const auto& [id, s] : sequences_) {
+    tokens += s.length;
+    for (const auto* segments : {&s.visible, &s.sealing}) {
+      for (const Sealing& segment : *segments) {
+        if (!counted.insert(segment.number).second) tokens -= segment.last - segment.first;
+      }
+    }
+  }
+  return tokens;
 }
 
 // ---------------------------------------------------------------------------- cluster, index

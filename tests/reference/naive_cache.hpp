@@ -63,6 +63,13 @@ class NaiveCache {
   /// One step of one sequence: rows[layer][token][kv_head].
   void step(const StepRow& row, const std::vector<std::vector<std::vector<Row>>>& rows);
   void remove(SequenceId id) { sequences_.erase(id); }
+  void fork(SequenceId parent, SequenceId child, int num_tokens);
+  void truncate(SequenceId id, int num_tokens);
+  /// A step began, and was cut off again whole.
+  void cancel(SequenceId id);
+
+  /// Tokens that max_tokens bounds: those of a segment count once, whoever has it.
+  [[nodiscard]] std::int64_t held_tokens() const;
 
   [[nodiscard]] int length(SequenceId id) const { return sequences_.at(id).length; }
   [[nodiscard]] const Row& row(SequenceId id, int layer, int token, int kv_head) const;
@@ -95,10 +102,13 @@ class NaiveCache {
  private:
   struct Sealing {
     int first, last, num_clusters;
+    int number;  ///< no other segment has it, but a fork's copy
   };
   struct Sequence {
     int length = 0;
+    int step_start = 0;                               ///< length before the newest step
     int visible_end = 0;                              ///< position after the last visible segment
+    std::vector<Sealing> visible;                     ///< of `segments`
     std::vector<Sealing> sealing;                     ///< visible from the next step on
     std::vector<std::vector<std::vector<Row>>> rows;  ///< [layer][token][kv_head]
     std::vector<std::vector<std::vector<NaiveSegment>>> segments;  ///< [layer][kv_head]
@@ -119,7 +129,7 @@ class NaiveCache {
   [[nodiscard]] bool is_dense_layer(int layer) const;
   [[nodiscard]] int sinks(const Sequence& s) const;
   void make_visible(Sequence& s) const;
-  void decide_sealing(Sequence& s, const StepRow& row) const;
+  void decide_sealing(Sequence& s, const StepRow& row);
   [[nodiscard]] NaiveSegment cluster(const Sequence& s, int layer, int kv_head,
                                      const Sealing& sealing) const;
   [[nodiscard]] StoredMean stored(const Vec& mean) const;
@@ -134,6 +144,7 @@ class NaiveCache {
   CacheConfig config_;
   double scale_;
   std::map<SequenceId, Sequence> sequences_;
+  int num_segments_ = 0;  ///< ever
 };
 
 }  // namespace clusterkv::testing

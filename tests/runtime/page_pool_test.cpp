@@ -32,5 +32,22 @@ TEST(PagePool, NeverGivesAPageTwice) {
   }
 }
 
+TEST(PagePool, APageIsFreeWhenItsLastOwnerHasGivenItBack) {
+  PagePool pool(3);
+  const std::uint32_t page = pool.take();
+  EXPECT_FALSE(pool.is_shared(page));
+  pool.share(page);
+  pool.share(page);
+  EXPECT_EQ(pool.num_held(), 1);
+  EXPECT_FALSE(pool.give_back(page));
+  EXPECT_TRUE(pool.is_shared(page));
+  EXPECT_FALSE(pool.give_back(page));
+  EXPECT_FALSE(pool.is_shared(page));
+  EXPECT_EQ(pool.take(), 1U) << "still held";
+  EXPECT_TRUE(pool.give_back(page));
+  EXPECT_EQ(pool.take(), page);
+  EXPECT_FALSE(pool.is_shared(page)) << "a new life";
+}
+
 }  // namespace
 }  // namespace clusterkv::runtime

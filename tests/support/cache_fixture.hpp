@@ -94,6 +94,17 @@ class Driver : public Harness<Cache> {
     return id;
   }
 
+  /// The fork's tokens to come are the parent's, unless it is told otherwise.
+  SequenceId fork(SequenceId parent, std::int64_t num_tokens = -1) {
+    const SequenceId id = cache.fork(parent, num_tokens, this->stream_or_own({}));
+    sources_[id] = sources_.at(parent);
+    return id;
+  }
+  /// Tokens to come are those of another source.
+  void reseed(SequenceId id, std::uint64_t seed) {
+    sources_[id] = TokenSource(cache.config().model, seed);
+  }
+
   void begin(const std::vector<StepRow>& rows) {
     Harness<Cache>::begin(rows);
     rows_ = rows;
