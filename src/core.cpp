@@ -120,6 +120,7 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
   }
   std::int64_t new_tokens = 0;
   std::int64_t stored_tokens = 0;
+  std::int64_t context_tokens = 0;
   ++check_number_;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const StepRow& row = rows[i];
@@ -127,6 +128,7 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
     new_tokens += row.num_new_tokens;
     if (row.id == kNoSequence) continue;
     stored_tokens += row.num_new_tokens;
+    context_tokens += find(row.id).length() + row.num_new_tokens;
     const int before = find_or_null(row.id)->claim(check_number_, static_cast<int>(i));
     if (before >= 0) {
       fail<ShapeError>("rows: sequence {} is in rows {} and {}, expected once", number(row.id),
@@ -140,6 +142,13 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
   if (stored_tokens > resolved_.max_tokens - pools_.tokens) {
     fail<CapacityError>("rows: {} new tokens beside {} live ones, expected at most max_tokens {}",
                         stored_tokens, pools_.tokens, resolved_.max_tokens);
+  }
+  const std::int64_t most_context = runtime::context_tokens(resolved_, limits);
+  if (context_tokens > most_context) {
+    fail<CapacityError>(
+        "rows: {} tokens in their sequences, expected at most {} (limits.max_context_tokens, or "
+        "max_tokens)",
+        context_tokens, most_context);
   }
   check_live_pages(rows);
   pools_.reserve_copies(rows.size(), capacity_.sink_pages);

@@ -22,7 +22,7 @@ StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimi
   const ModelShape& m = config.model;
   const Size row_heads = Size(m.num_q_heads) * limits.max_query_tokens;
   const Size heads = row_heads * limits.max_rows;
-  const Size sums = row_heads * runtime::capacity_of(config).blocks;
+  const Size sums = row_heads * runtime::step_capacity(config, limits).blocks;
   const Size pieces = heads * attend::kMaxPieces;
   const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
   StepScratch s{};

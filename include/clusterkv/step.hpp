@@ -22,7 +22,7 @@ enum class Phase : std::uint8_t {
 /// tensors are ignored on input, and give O = 0 and LSE = -inf.
 struct StepRow {
   SequenceId id = kNoSequence;
-  int num_new_tokens = 1;    ///< tokens appended in this step; >= 1
+  int num_new_tokens = 1;  ///< tokens appended in this step; >= 1
   /// The last of the new tokens attend, each to what is not later than itself, over one choice that all
   /// of them make together: 0 .. 16, at most num_new_tokens, and at most 1 with kPerQueryHead.
   int num_query_tokens = 1;
@@ -36,6 +36,9 @@ struct PlanLimits {
   int max_new_tokens = 1;     ///< new tokens of all rows together
   int max_budget_tokens = 0;  ///< largest StepRow::budget_tokens; 0: that of the config
   int max_query_tokens = 1;   ///< largest StepRow::num_query_tokens; 1 .. 16
+  /// Lengths of all rows together after a step, tokens that forks share in each of them; 0: max_tokens of
+  /// the config, which is enough where no forks are in a step.
+  std::int64_t max_context_tokens = 0;
 };
 
 /// Bytes that a cache and one plan will take, known before anything is made. The stores are

@@ -9,7 +9,8 @@ Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimit
   const Capacity capacity = runtime::capacity_of(config);
   const Size rows = limits.max_rows;
   Scratch s{carve_step(carver, config, limits), {}, nullptr, nullptr, nullptr, nullptr};
-  const Size clusters = Size(capacity.blocks) * kBlockClusters * capacity.selection_heads;
+  const Size clusters = Size(runtime::step_capacity(config, limits).blocks) * kBlockClusters *
+                        capacity.selection_heads;
   s.select.keys = carver.take<std::uint32_t>(clusters);
   s.select.ids = carver.take<std::int32_t>(clusters);
   s.select.sizes = carver.take<std::int32_t>(clusters);

@@ -15,7 +15,7 @@ CudaPlan::~CudaPlan() {
 }
 
 Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
-  const runtime::Capacity capacity = runtime::capacity_of(config);
+  const runtime::Capacity capacity = runtime::step_capacity(config, limits);
   const Size lists = Size(limits.max_rows) * capacity.selection_heads;
   // A row's last slice may be cut short.
   const Size slices =
@@ -47,17 +47,21 @@ FixedTables carve_tables(Carver& carver, const PlanLimits& limits) {
   return t;
 }
 
-Size tables_bytes(const CacheConfig& config, const PlanLimits& limits) {
+std::size_t max_stale_ranges(const CacheConfig& config) {
   const runtime::Capacity capacity = runtime::capacity_of(config);
+  return static_cast<std::size_t>(capacity.row_pages + capacity.records);
+}
+
+Size tables_bytes(const CacheConfig& config, const PlanLimits& limits) {
+  const runtime::Capacity capacity = runtime::step_capacity(config, limits);
   Carver fixed(nullptr);
   carve_tables(fixed, limits);
   const Size pages = Size(capacity.row_pages) + capacity.live_pages + capacity.blocks;
-  const Size stale = Size(capacity.row_pages) + capacity.records;
   constexpr std::size_t kArrays = 4;  // of a sequence, each aligned
   const Size gaps = (Size(limits.max_rows) * kArrays + kArrays) * alignof(std::max_align_t);
   return Size(fixed.used()) + pages * sizeof(std::uint32_t) +
          Size(capacity.records) * (sizeof(SegmentView) + sizeof(SealView)) +
-         stale * sizeof(QuadRange) + gaps;
+         max_stale_ranges(config) * sizeof(QuadRange) + gaps;
 }
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

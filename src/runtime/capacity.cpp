@@ -68,6 +68,18 @@ Capacity capacity_of(const CacheConfig& config) {
   return capacity;
 }
 
+std::int64_t context_tokens(const CacheConfig& config, const PlanLimits& limits) {
+  return limits.max_context_tokens > 0 ? limits.max_context_tokens : config.max_tokens;
+}
+
+Capacity step_capacity(const CacheConfig& config, const PlanLimits& limits) {
+  CacheConfig of_step = config;
+  of_step.max_tokens = context_tokens(config, limits);
+  of_step.max_sequences = limits.max_rows;
+  of_step.store.live_tokens = 0;
+  return capacity_of(of_step);
+}
+
 CacheConfig resolved(const CacheConfig& config, Residency residency) {
   CacheConfig result = config;
   ModelShape& m = result.model;

@@ -23,6 +23,13 @@ struct Capacity {
 
 Capacity capacity_of(const CacheConfig& config);
 
+/// Lengths of the rows of a step together, at most.
+std::int64_t context_tokens(const CacheConfig& config, const PlanLimits& limits);
+
+/// Pages, blocks and segments in the tables of a step's rows together. A fork's table has those that it
+/// shares.
+Capacity step_capacity(const CacheConfig& config, const PlanLimits& limits);
+
 /// The config with defaults that depend on other fields filled in: softmax_scale, value_dim,
 /// residency (that of the backend's kAuto), layers.
 CacheConfig resolved(const CacheConfig& config, Residency residency);

@@ -160,6 +160,10 @@ void check_limits(const PlanLimits& limits) {
   if (limits.max_budget_tokens < 0 || limits.max_budget_tokens > 1 << 24) {
     fail<ShapeError>("limits.max_budget_tokens: {}, expected 0 .. 2^24", limits.max_budget_tokens);
   }
+  if (limits.max_context_tokens < 0 || limits.max_context_tokens > std::int64_t{1} << 40) {
+    fail<ShapeError>("limits.max_context_tokens: {}, expected 0 .. 2^40",
+                     limits.max_context_tokens);
+  }
   if (limits.max_query_tokens < 1 || limits.max_query_tokens > 16) {
     fail<ShapeError>("limits.max_query_tokens: {}, expected 1 .. 16", limits.max_query_tokens);
   }

@@ -43,7 +43,7 @@ TEST_P(Limits, AreReachedToTheLastToken) {
   config_.max_sequences = 3;
   config_.max_tokens = 400;
   for (int round = 0; round < 3; ++round) {
-    Cache d(config_, {3, 400, 0});
+    Cache d(config_, {.max_rows = 3, .max_new_tokens = 400, .max_context_tokens = 1200});
     const SequenceId a = live(d, 1, 0);     // 12 of its own
     const SequenceId b = d.fork(a);         // 312
     const SequenceId c = d.fork(a, 198);    // 192 shared: 318
@@ -187,7 +187,8 @@ TEST(ForkMemory, AThousandForksOfAPrefixCostLessThanTwoPerCentMore) {
   config.select.dense_layers = 0;
   config.max_sequences = 1001;
   config.max_tokens = 32768 + 1000 * 600;
-  Driver<ClusterKVCache> d(config, {1000, 2048, 0});
+  Driver<ClusterKVCache> d(
+      config, {.max_rows = 1000, .max_new_tokens = 2048, .max_context_tokens = 1000 * 32769});
   const SequenceId prefix = d.add(1);
   d.prefill(prefix, 32768, 2048);
   const CacheStats one = d.cache.stats();
@@ -207,6 +208,40 @@ TEST(ForkMemory, AThousandForksOfAPrefixCostLessThanTwoPerCentMore) {
   for (const StepRow& row : rows) d.cache.remove(row.id);
   d.cache.remove(prefix);
   EXPECT_EQ(d.cache.stats().held_bytes, 0);
+}
+
+/// Many forks of one prefix in a step count it in each row: scratch is of max_context_tokens.
+TEST(ForkLimits, ABatchOfForksIsBoundByItsContext) {
+  CacheConfig config = small_config(small_model());
+  config.cluster.segment_tokens = 1024;
+  config.cluster.window_tokens = 320;
+  config.cluster.tokens_per_cluster = 1;
+  config.max_sequences = 9;
+  config.max_tokens = 1200;
+  const int prompt = 1000;
+  const PlanLimits limits{.max_rows = 8, .max_new_tokens = 1024};
+  PlanLimits wide = limits;
+  wide.max_context_tokens = 8 * (prompt + 2);
+  Driver<ClusterKVCache> one(config, limits);
+  Driver<ClusterKVCache> narrow(config, limits);
+  Driver<ClusterKVCache> many(config, wide);
+  std::vector<SequenceId> ids;
+  for (Driver<ClusterKVCache>* d : {&one, &narrow, &many}) {
+    ids = {d->add(1)};
+    d->prefill(ids[0], prompt);
+    for (int i = 1; i < 8 && d != &one; ++i) ids.push_back(d->fork(ids[0]));
+  }
+  std::vector<StepRow> rows;
+  for (const SequenceId id : ids) rows.push_back({.id = id});
+  expect_error<CapacityError>([&] { narrow.begin(rows); }, "limits.max_context_tokens");
+  EXPECT_EQ(narrow.cache.length(ids[0]), prompt);
+  const auto wanted = one.decode(ids[0]);
+  const auto outputs = many.step(rows);
+  for (int row = 0; row < 8; ++row) {
+    EXPECT_TRUE(same_bits({output_row(outputs[0], row, 4)}, {wanted[0]})) << row;
+  }
+  many.step(rows);
+  expect_error<CapacityError>([&] { many.step(rows); }, "limits.max_context_tokens");
 }
 
 }  // namespace

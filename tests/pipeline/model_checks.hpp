@@ -41,7 +41,10 @@ class ModelChecks {
         harness_(config_, kLimits, {Backend::kCpu, pool_.get(), nullptr}),
         naive_(config_) {}
 
-  static constexpr PlanLimits kLimits{5, 700, 64};
+  static constexpr PlanLimits kLimits{.max_rows = 5,
+                                      .max_new_tokens = 700,
+                                      .max_budget_tokens = 64,
+                                      .max_context_tokens = 5 * 1500};
 
   [[nodiscard]] const ModelShape& model() const { return config_.model; }
   [[nodiscard]] bool is_alone() const {

@@ -48,13 +48,13 @@ __global__ __launch_bounds__(kThreads) void drop_quads_kernel(SlotPools pools,
   const std::int64_t plane = blockIdx.y;
   std::uint32_t* directory = pools.directory + plane * pools.num_quads;
   for (std::uint32_t i = threadIdx.x; i < range.count; i += kThreads) {
-    const std::uint32_t slot = directory[range.first + i];
+    // Ranges may overlap: one of them has the slot.
+    const std::uint32_t slot = atomicExch(directory + range.first + i, kNoSlot);
     if (slot == kNoSlot) continue;
     const std::int64_t at = plane * pools.num_slots + slot;
     pools.owner[at] = kNoQuad;
     pools.stamp[at] = 0;
     pools.referenced[at] = 0;
-    directory[range.first + i] = kNoSlot;
   }
 }
 

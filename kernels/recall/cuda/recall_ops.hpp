@@ -67,7 +67,7 @@ struct QuadRange {
   std::uint32_t first;
   std::uint32_t count;
 };
-/// `pools` are those of the first of `num_planes` planes. `ranges` is a device array; no quad is in two.
+/// `pools` are those of the first of `num_planes` planes. `ranges` is a device array.
 void drop_quads(const SlotPools& pools, int num_planes, const QuadRange* ranges, int num_ranges,
                 void* stream);
 
