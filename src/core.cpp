@@ -110,7 +110,8 @@ void Core::check_row(const StepRow& row, const PlanLimits& limits) const {
 
 void Core::check_not_capturing(const Stream& stream) const {
   if (!stages_->is_capturing(stream)) return;
-  fail<StepError>("stream: records a graph, expected plan() and update() outside of it");
+  fail<StepError>(
+      "stream: records a graph, expected plan(), update(), fork() and truncate() outside of it");
 }
 
 void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, bool is_captured) {

@@ -44,8 +44,8 @@ SequenceId Core::add_sequence() {
 }
 
 SequenceId Core::fork(SequenceId parent, std::int64_t num_tokens, const Stream& stream) {
-  stages_->check_moves_rows("fork");
   stages_->check_stream(stream);
+  check_not_capturing(stream);
   const Sequence& from = find(parent, "parent");
   const Cut cut = checked_cut(from, num_tokens == -1 ? from.length() : num_tokens);
   check_room("fork");
@@ -63,8 +63,8 @@ SequenceId Core::fork(SequenceId parent, std::int64_t num_tokens, const Stream& 
 }
 
 void Core::truncate(SequenceId id, std::int64_t num_tokens, const Stream& stream) {
-  stages_->check_moves_rows("truncate");
   stages_->check_stream(stream);
+  check_not_capturing(stream);
   const Sequence& from = find(id);
   const Cut cut = checked_cut(from, num_tokens);
   std::int64_t more = cut.own_tokens() - from.own_tokens();

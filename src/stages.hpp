@@ -84,9 +84,6 @@ class Stages {
   [[nodiscard]] virtual Selection selection(const LayerCall& call) const = 0;
 
   // -------------------------------------------------------------------------- fork, truncate
-  /// \param call  the caller's, for the message
-  /// \throws BackendUnavailable  if the calls below are missing
-  virtual void check_moves_rows(const char* call) const = 0;
   /// Pages of the row store, with token positions, and of the live store: one after the other, in all
   /// layers. Nothing can fail here: a step has begun.
   virtual void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,

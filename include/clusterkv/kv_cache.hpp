@@ -84,7 +84,6 @@ class ClusterKVCache {
   /// \throws CapacityError    if max_sequences are live; if max_tokens has no room for its sinks and
   ///         pending tokens, which count once more, while segments shared do not; or if
   ///         store.live_tokens has none for those of a cut segment
-  /// \throws BackendUnavailable  with CUDA: not there yet
   /// Cost: a copy of the page tables; as truncate() if a segment is cut. The first step of a fork, or
   ///       of its parent, copies up to two pages of 256 tokens, in all layers.
   SequenceId fork(SequenceId parent, std::int64_t num_tokens = -1, Stream stream = {});
@@ -105,8 +104,8 @@ class ClusterKVCache {
   /// \throws StepError        if it reaches into a last step of which a layer was left out
   /// \throws CapacityError    if max_tokens or store.live_tokens has no room for the tokens of a cut
   ///         segment; the former only if a fork shares it
-  /// \throws BackendUnavailable  with CUDA: not there yet
-  /// Cost: host work of O(pages); if a segment is cut, one pass over it in all layers.
+  /// Cost: host work of O(pages); if a segment is cut, one pass over it in all layers, for which the host
+  ///       waits.
   void truncate(SequenceId id, std::int64_t num_tokens, Stream stream = {});
 
   /// Ends a sequence; memory that no fork shares serves others at once. Plans that hold it become

@@ -35,7 +35,6 @@ class CpuStages final : public Stages {
   void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
-  void check_moves_rows(const char*) const override {}
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;

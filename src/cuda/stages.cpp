@@ -35,6 +35,11 @@ const char* find_fault(const CacheConfig& config, Rows) {
   return nullptr;
 }
 
+/// Tables of the pages that restore_rows() reads and writes.
+Size moved_pages_bytes(const runtime::Capacity& capacity) {
+  return (Size(capacity.row_pages) + capacity.live_pages) * sizeof(std::uint32_t);
+}
+
 std::unique_ptr<Stages> make(const CacheConfig& config, const Resources& resources, Rows rows) {
   return std::make_unique<CudaStages>(config, resources, rows);
 }
@@ -55,6 +60,8 @@ CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Ro
               place_of(config_)),
       slots_(config_, memory_or_default(resources)),
       sealer_(config_, memory_or_default(resources)),
+      moved_pages_(memory_or_default(resources), moved_pages_bytes(capacity_).get(),
+                   "pages of a cut segment", {Device::kCuda}),
       counts_(memory_or_default(resources), sizeof(Counts), "counters", {Device::kCuda}) {
   fill_async(counts_.data(), 0, counts_.bytes(), side_.get());
   slots_.clear(side_.get());
@@ -77,11 +84,11 @@ MemoryNeeds CudaStages::needs(const CacheConfig& config, const PlanLimits& limit
   Carver scratch(nullptr);
   carve_scratch(scratch, config, limits);
   MemoryNeeds needs;
-  needs.device_bytes =
-      (Size(index::ClusterIndex::bytes(config, capacity)) +
-       recall::RowArena::bytes(config.model, capacity.live_pages) + SlotMemory::bytes(config) +
-       Sealer::initial_bytes(config) + sizeof(Counts) + (on_host ? Size(0) : stored))
-          .get();
+  needs.device_bytes = (Size(index::ClusterIndex::bytes(config, capacity)) +
+                        recall::RowArena::bytes(config.model, capacity.live_pages) +
+                        SlotMemory::bytes(config) + Sealer::initial_bytes(config) +
+                        moved_pages_bytes(capacity) + sizeof(Counts) + (on_host ? Size(0) : stored))
+                           .get();
   needs.pinned_bytes = on_host ? stored.get() : 0;
   needs.workspace_bytes = scratch.used();
   Carver staging(nullptr);
@@ -336,13 +343,44 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part par
 
 // ---------------------------------------------------------------------------- fork, truncate
 
-void CudaStages::check_moves_rows(const char* call) const {
-  fail<BackendUnavailable>("{}: not on CUDA yet, expected a cache on kCpu", call);
+void CudaStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
+                            const Stream& stream) {
+  sealed_.hold(stream.handle);  // what is copied was stored on the side stream
+  const int planes = model_.num_layers * model_.num_kv_heads;
+  for (const PageCopy& copy : live) {
+    copy_page(live_.layer(0), nullptr, 0, {copy.from, copy.to, copy.num_rows}, planes,
+              stream.handle);
+  }
+  for (const PageCopy& copy : rows) {
+    copy_page(stored_.layer(0), index_.positions(0), index_.positions_stride(),
+              {copy.from, copy.to, copy.num_rows}, planes, stream.handle);
+  }
 }
 
-// No page is shared and no segment cut: check_moves_rows() throws before.
-void CudaStages::copy_pages(std::span<const PageCopy>, std::span<const PageCopy>, const Stream&) {}
-void CudaStages::restore_rows(const RestoredRows&, const Stream&) {}
+void CudaStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
+  sealed_.hold(stream.handle);
+  const auto pages = [](std::int64_t num_rows) {
+    return static_cast<std::size_t>((num_rows + kPageRows - 1) / kPageRows);
+  };
+  const std::size_t from = pages(rows.segment.first_row + rows.segment.num_rows);
+  auto* row_pages = reinterpret_cast<std::uint32_t*>(moved_pages_.data());
+  std::uint32_t* live_pages = row_pages + from;
+  copy_async(row_pages, rows.row_pages, from * sizeof(std::uint32_t), stream.handle);
+  copy_async(live_pages, rows.live_pages, pages(rows.num_tokens) * sizeof(std::uint32_t),
+             stream.handle);
+  ops::restore_rows({.stored = stored_.layer(0),
+                     .live = live_.layer(0),
+                     .positions = index_.positions(0),
+                     .positions_stride = index_.positions_stride(),
+                     .row_pages = row_pages,
+                     .live_pages = live_pages,
+                     .first_row = rows.segment.first_row,
+                     .num_rows = rows.segment.num_rows,
+                     .first_token = rows.first_token,
+                     .num_tokens = rows.num_tokens},
+                    model_.num_layers * model_.num_kv_heads, stream.handle);
+  wait_for(stream.handle);  // the tables are the caller's
+}
 
 // -------------------------------------------------------------------------------------- read
 

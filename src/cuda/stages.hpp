@@ -38,7 +38,6 @@ class CudaStages final : public Stages {
   void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
-  void check_moves_rows(const char* call) const override;
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
@@ -82,6 +81,7 @@ class CudaStages final : public Stages {
   recall::RowArena stored_;  ///< clustered tokens, in device or pinned memory
   SlotMemory slots_;
   Sealer sealer_;
+  runtime::Buffer moved_pages_;
   runtime::Buffer counts_;
   SideStream side_;
   Event appended_;  ///< what a segment is made from is there

@@ -403,6 +403,100 @@ TEST_F(DeviceCacheTest, TakesTheMemoryThatItSays) {
   }
 }
 
+// --------------------------------------------------------------------------- forks and cuts
+
+Outputs go_on(Driver<ClusterKVCache>& driver, SequenceId id, int steps) {
+  Outputs outputs;
+  for (int i = 0; i < steps; ++i) outputs.push_back(driver.decode(id));
+  return outputs;
+}
+
+SequenceId begin_with(Driver<ClusterKVCache>& driver, int steps) {
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 150, 80);
+  go_on(driver, id, steps);
+  return id;
+}
+
+TEST_F(DeviceCacheTest, AForkAndItsParentAreTwins) {
+  for (const std::uint64_t seed : {0, 3}) {
+    set_schedule(seed);
+    for (const int steps : {1, 13}) {  // after 13 a window is being clustered
+      DeviceCache device(device_config()), twin(device_config());
+      const SequenceId parent = begin_with(device.driver, steps);
+      const SequenceId other = begin_with(twin.driver, steps);
+      const SequenceId child = device.driver.fork(parent);
+      const Outputs wanted = go_on(twin.driver, other, 16);
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, child, 16), wanted)) << seed << " " << steps;
+      const SequenceId late = device.driver.fork(child, 150);
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, parent, 16), wanted)) << seed << " " << steps;
+      device.driver.cache.remove(child, device.driver.stream_or_own({}));
+      EXPECT_EQ(device.driver.cache.length(late), 150);
+    }
+  }
+}
+
+/// With room for everything attention is exact, whatever the clusters, so that the CPU says what is right.
+TEST_F(DeviceCacheTest, ACutLeavesTheTokensBeforeIt) {
+  CacheConfig config = device_config();
+  config.select.dense_threshold = 0;
+  config.select.budget_tokens = 512;
+  for (const std::uint64_t seed : {0, 3}) {
+    set_schedule(seed);
+    for (const int length : {151, 100, 5}) {
+      DeviceCache device(config);
+      auto host = host_cache(config);
+      const SequenceId id = begin_with(device.driver, 15);
+      const SequenceId other = begin_with(host, 15);
+      const SequenceId fork = device.driver.fork(id, length);
+      device.driver.cache.truncate(id, length, device.driver.stream_or_own({}));
+      host.cache.truncate(other, length);
+      const Outputs wanted = go_on(host, other, 14);
+      const Outputs outputs = go_on(device.driver, id, 14);
+      EXPECT_LT(mean_difference(outputs, wanted), 2e-3) << seed << " " << length;
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, fork, 14), outputs)) << seed << " " << length;
+    }
+  }
+}
+
+TEST_F(DeviceCacheTest, AForkOfAPartIsACut) {
+  DeviceCache device(device_config());
+  const SequenceId id = begin_with(device.driver, 2);
+  const SequenceId fork = device.driver.fork(id, 100);
+  device.driver.cache.truncate(id, 100, device.driver.stream_or_own({}));
+  const SequenceId again = device.driver.fork(id);
+  const Outputs wanted = go_on(device.driver, id, 2);
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, fork, 2), wanted));
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, again, 2), wanted));
+}
+
+/// The fork's first segment begins in the page that the parent's last one is being stored to.
+TEST_F(DeviceCacheTest, AForkIsSealedRightAfterItsParent) {
+  for (const std::uint64_t seed : {0, 3, 4}) {
+    set_schedule(seed);
+    DeviceCache device(device_config()), twin(device_config());
+    const auto live_on = [](Driver<ClusterKVCache>& driver, bool forks) {
+      const SequenceId id = driver.add(7);
+      driver.prefill(id, 150, 150);
+      const SequenceId child = forks ? driver.fork(id) : id;
+      driver.begin({{child, 40, 1, Phase::kPrefillLast}});
+      driver.append_all();
+      return go_on(driver, child, 3);
+    };
+    EXPECT_TRUE(all_same_bits(live_on(device.driver, true), live_on(twin.driver, false))) << seed;
+  }
+}
+
+TEST_F(DeviceCacheTest, MoreQuadsGoThanTablesHold) {
+  DeviceCache device(device_config()), twin(device_config());
+  const SequenceId id = begin_with(device.driver, 13);
+  const SequenceId other = begin_with(twin.driver, 13);
+  for (int i = 0; i < 600; ++i) {
+    device.driver.cache.remove(device.driver.fork(id), device.driver.stream_or_own({}));
+  }
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, id, 6), go_on(twin.driver, other, 6)));
+}
+
 // -------------------------------------------------------------------------------- failures
 
 /// Has room for some allocations, and counts what is not given back.
@@ -523,15 +617,6 @@ TEST_F(DeviceCacheTest, RefusesHostTensorsAndStreams) {
       "key: lies in host memory");
   driver.append_all();
   EXPECT_EQ(driver.cache.length(id), 1);
-}
-
-TEST_F(DeviceCacheTest, RefusesForksAndCuts) {
-  DeviceCache device(device_config());
-  Driver<ClusterKVCache>& driver = device.driver;
-  const SequenceId id = driver.add(7);
-  expect_error<BackendUnavailable>([&] { driver.fork(id); }, "fork: not on CUDA yet");
-  expect_error<BackendUnavailable>([&] { driver.cache.truncate(id, 0); },
-                                   "truncate: not on CUDA yet");
 }
 
 }  // namespace

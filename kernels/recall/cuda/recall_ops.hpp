@@ -40,6 +40,32 @@ struct RowRun {
 };
 void read_rows(const recall::ReadParams& params, const RowRun& run, int num_kv_heads, void* stream);
 
+// --------------------------------------------------------------------------------- move rows
+/// The first rows of page `from`, to begin page `to` as well.
+struct PageRows {
+  std::uint32_t from;
+  std::uint32_t to;
+  int num_rows;
+};
+/// In planes [0, num_planes) of a store, and of its token positions unless they are null.
+void copy_page(const RowStore& store, std::uint32_t* positions, std::int64_t positions_stride,
+               const PageRows& rows, int num_planes, void* stream);
+
+/// The first tokens of a segment of the row store, to live rows in token order.
+struct RestoreParams {
+  RowStore stored;
+  RowStore live;
+  const std::uint32_t* positions;  ///< [plane, store row]
+  std::int64_t positions_stride;
+  const std::uint32_t* row_pages;   ///< device memory, of the segment's sequence
+  const std::uint32_t* live_pages;  ///< device memory; token first_token is logical row 0
+  std::int64_t first_row;           ///< of the segment
+  int num_rows;                     ///< of the segment
+  std::int64_t first_token;         ///< of the segment
+  std::int64_t num_tokens;          ///< to be restored
+};
+void restore_rows(const RestoreParams& params, int num_planes, void* stream);
+
 // ------------------------------------------------------------------------------ recall quads
 /// The slot pools of one layer, a plane a KV head. The state of each slot, as SlotState of rules.hpp.
 struct SlotPools {
