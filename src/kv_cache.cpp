@@ -28,7 +28,7 @@ void ClusterKVCache::attend(int layer, const DecodePlan& plan, const AttendArgs&
   step.score();
   step.choose();
   step.recall();
-  step.attend(args.out);
+  step.attend(args.out, args.sink_logits);
 }
 
 Selection ClusterKVCache::select(int layer, const DecodePlan& plan, const TensorView& query,
@@ -46,7 +46,7 @@ void ClusterKVCache::attend_selected(int layer, const DecodePlan& plan, const Se
   step.adopt(selection);
   step.score();
   step.recall();
-  step.attend(args.out);
+  step.attend(args.out, args.sink_logits);
 }
 
 void ClusterKVCache::token_ids(int layer, const DecodePlan& plan, const Selection& selection,

@@ -6,7 +6,6 @@
 namespace clusterkv {
 
 using runtime::check_tensor;
-using runtime::fail;
 using runtime::kFloatTypes;
 using runtime::LastStride;
 
@@ -32,12 +31,9 @@ void LayerStep::check_out(const AttentionOut& out) const {
 }
 
 void LayerStep::check_args(const AttendArgs& args) const {
-  if (!args.sink_logits.empty()) {
-    fail<ConfigError>(
-        "sink_logits: rank {}, expected none: learned sinks are not part of this version",
-        args.sink_logits.rank);
-  }
   check_out(args.out);
+  if (args.sink_logits.empty()) return;
+  check_tensor(args.sink_logits, {"sink_logits", {model_.num_q_heads}, {DType::kF32}}, backend_);
 }
 
 void LayerStep::adopt(const Selection& selection) {

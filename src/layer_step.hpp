@@ -28,8 +28,9 @@ class LayerStep {
   /// \throws ShapeError, DTypeError, ValueError, CapacityError
   void adopt(const Selection& selection);
   void recall() { stages_.recall(call_); }  ///< rows of the chosen clusters into slots
-  void attend(const AttentionOut& out, Part part = Part::kRowsAndTail) {
-    stages_.attend(call_, out, part);
+  void attend(const AttentionOut& out, const TensorView& sink_logits,
+              Part part = Part::kRowsAndTail) {
+    stages_.attend(call_, out, sink_logits, part);
   }
 
   [[nodiscard]] Selection selection() const { return stages_.selection(call_); }

@@ -61,7 +61,7 @@ void ClusterSelector::attend_tail(int layer, const DecodePlan& plan, const Selec
   step.check_out(out);
   step.adopt(selection);
   step.score();
-  step.attend(out, Part::kTailOnly);
+  step.attend(out, {}, Part::kTailOnly);
 }
 
 void ClusterSelector::to_paged(int layer, const DecodePlan& plan, const Selection& selection,

@@ -80,7 +80,9 @@ class Stages {
   /// \throws ShapeError, DTypeError, ValueError, CapacityError
   virtual void adopt(const LayerCall& call, const Selection& selection) = 0;
   virtual void recall(const LayerCall& call) = 0;
-  virtual void attend(const LayerCall& call, const AttentionOut& out, Part part) = 0;
+  /// `sink_logits` may be empty.
+  virtual void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
+                      Part part) = 0;
   [[nodiscard]] virtual Selection selection(const LayerCall& call) const = 0;
 
   // -------------------------------------------------------------------------- fork, truncate

@@ -68,7 +68,8 @@ select::SelectParams select_params(const CacheConfig& config, const LayerMemory&
 }
 
 attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& memory,
-                                  const AttentionOut& out, bool rows_part) {
+                                  const AttentionOut& out, const TensorView& sink_logits,
+                                  bool rows_part) {
   const ModelShape& m = config.model;
   const StepScratch& scratch = memory.scratch;
   return {.attend = {.rows = memory.rows,
@@ -93,7 +94,8 @@ attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& 
           .out = out.out,
           .lse = out.lse,
           .tail_mass = scratch.tail_mass,
-          .kept = scratch.kept};
+          .kept = scratch.kept,
+          .sink_logits = sink_logits};
 }
 
 }  // namespace clusterkv

@@ -54,6 +54,7 @@ struct LayerMemory {
 select::ScoreParams score_params(const CacheConfig& config, const LayerMemory& memory);
 select::SelectParams select_params(const CacheConfig& config, const LayerMemory& memory);
 attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& memory,
-                                  const AttentionOut& out, bool rows_part);
+                                  const AttentionOut& out, const TensorView& sink_logits,
+                                  bool rows_part);
 
 }  // namespace clusterkv

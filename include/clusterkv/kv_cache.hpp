@@ -157,7 +157,6 @@ class ClusterKVCache {
   /// \param args  query and out of plan.num_query_tokens() rows; all of out is written
   /// \throws ShapeError, DTypeError  if a tensor is not of the form given in step.hpp
   /// \throws StepError               before append() of the layer, or if the plan is stale
-  /// \throws ConfigError             if args.sink_logits is not empty
   /// Cost: reads the index (about 7 % of K and V with the standard preset), the selected rows, and
   ///       the value means that matter.
   /// Source: arXiv 2412.03213; tail and shared choice: ours (docs/paper-map.md).

@@ -75,7 +75,9 @@ struct AttentionOut {
 struct AttendArgs {
   TensorView query;  ///< [query rows, num_q_heads, head_dim], f32, f16 or bf16, any strides
   AttentionOut out;
-  TensorView sink_logits = {};  ///< learned sinks, f32 [num_q_heads]: not supported yet, so empty
+  /// Learned sinks, f32 [num_q_heads], or empty: a logit each, as it is, that takes its share of the softmax
+  /// and has no value. LSE counts it. Rows that attend to nothing have none.
+  TensorView sink_logits = {};
 };
 
 /// The clusters each row attends to, and how many of their first rows in stored order. Rows of a

@@ -15,6 +15,7 @@
 #include "clusterkv/types.hpp"
 #include "kernels/attend/rules.hpp"
 #include "kernels/common/cpu/isa.hpp"
+#include "kernels/common/math.hpp"
 #include "kernels/common/views.hpp"
 
 namespace clusterkv::attend {
@@ -114,13 +115,20 @@ CLUSTERKV_HD inline bool has_tail(const AttendParams& p, int row) {
 // ------------------------------------------------------------------------------------- merge
 struct MergeParams {
   AttendParams attend;
-  bool rows_part;      ///< merge the row pieces
-  bool tail_part;      ///< merge the tail pieces and the rest
-  TensorView out;      ///< [query rows, num_q_heads, head_dim]; last stride 1
-  TensorView lse;      ///< f32 [query rows, num_q_heads], or empty
-  float* tail_mass;    ///< as totals: share of the softmax given to the tail; or null
-  std::int64_t* kept;  ///< [num_rows, selection_heads], value means read; or null
+  bool rows_part;               ///< merge the row pieces
+  bool tail_part;               ///< merge the tail pieces and the rest
+  TensorView out;               ///< [query rows, num_q_heads, head_dim]; last stride 1
+  TensorView lse;               ///< f32 [query rows, num_q_heads], or empty
+  float* tail_mass;             ///< as totals: share of the softmax given to the tail; or null
+  std::int64_t* kept;           ///< [num_rows, selection_heads], value means read; or null
+  TensorView sink_logits = {};  ///< f32 [num_q_heads] of the model, or empty
 };
+
+/// m of a learned sink, whose l is 1 and o is 0.
+CLUSTERKV_HD inline float sink_m(const MergeParams& p, int q_head) {
+  const TensorView& t = p.sink_logits;
+  return kLog2E * static_cast<const float*>(t.data)[q_head * t.stride[0]];
+}
 
 // -------------------------------------------------------------------------- the caller's rows
 /// Attention over an engine's own tensors. Row r of the batch is cut into the same pieces.

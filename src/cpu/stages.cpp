@@ -275,10 +275,11 @@ void CpuStages::recall(const LayerCall& call) {
 
 // ------------------------------------------------------------------------------------ attend
 
-void CpuStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
+void CpuStages::attend(const LayerCall& call, const AttentionOut& out,
+                       const TensorView& sink_logits, Part part) {
   const Scratch& scratch = memory_of(call.plan).scratch;
   const attend::MergeParams params =
-      attend_params(config_, layer_memory(call), out, part == Part::kRowsAndTail);
+      attend_params(config_, layer_memory(call), out, sink_logits, part == Part::kRowsAndTail);
   attend::attend(params, num_rows(call), scratch.item_starts, executor(call.stream));
   for (const PlanRow& row : call.plan.rows) {
     if (row.sequence != nullptr) continue;

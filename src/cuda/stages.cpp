@@ -333,10 +333,11 @@ void CudaStages::recall(const LayerCall& call) {
 
 // ------------------------------------------------------------------------------------ attend
 
-void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part part) {
+void CudaStages::attend(const LayerCall& call, const AttentionOut& out,
+                        const TensorView& sink_logits, Part part) {
   const CudaPlan& memory = memory_of(call.plan);
   const attend::MergeParams params =
-      attend_params(config_, layer_memory(call), out, part == Part::kRowsAndTail);
+      attend_params(config_, layer_memory(call), out, sink_logits, part == Part::kRowsAndTail);
   ops::attend(params, memory.scratch.attend_arrived, shape_of(call));
   count_step(params, &counts()->step, shape_of(call));
 }

@@ -35,7 +35,8 @@ class CudaStages final : public Stages {
   void choose(const LayerCall& call) override;
   void adopt(const LayerCall& call, const Selection& selection) override;
   void recall(const LayerCall& call) override;
-  void attend(const LayerCall& call, const AttentionOut& out, Part part) override;
+  void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
+              Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,

@@ -12,6 +12,7 @@
 
 #include "kernels/common/numeric.hpp"
 #include "tests/pipeline/query_block.hpp"
+#include "tests/pipeline/sink_logits.hpp"
 #include "tests/support/device_cache.hpp"
 #include "tests/support/errors.hpp"
 
@@ -251,6 +252,10 @@ TEST_F(DeviceCacheTest, ABlockOfQueriesGivesEachTokenWhatItGetsAlone) {
 
 TEST_F(DeviceCacheTest, BlocksOfQueriesAreTheSameInARaggedBatch) {
   expect_ragged_batches_agree<DeviceCache>(device_config());
+}
+
+TEST_F(DeviceCacheTest, LearnedSinksTakeTheirShare) {
+  expect_sinks_take_their_share<DeviceCache>(device_config());
 }
 
 TEST_F(DeviceCacheTest, PaperPresetRuns) {

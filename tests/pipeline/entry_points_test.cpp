@@ -168,11 +168,11 @@ TEST_F(CacheCalls, AttendChecksEveryTensor) {
       call({query(), {t, out_.lse}});
     });
     const std::vector<float> sinks(4);
-    expect_error<ConfigError>(
-        [&] {
-          call({query(), out_, contiguous_view(sinks.data(), DType::kF32, {4})});
-        },
-        "sink_logits: rank 1, expected none: learned sinks are not part of this version");
+    TensorView bad = contiguous_view(sinks.data(), DType::kF32, {4});
+    bad.shape[0] = 3;
+    expect_error<ShapeError>([&] { call({query(), out_, bad}); }, "sink_logits");
+    bad = contiguous_view(sinks.data(), DType::kF16, {4});
+    expect_error<DTypeError>([&] { call({query(), out_, bad}); }, "sink_logits");
   }
   EXPECT_EQ(output_.out, std::vector<float>(4 * 64, -7.0F)) << "a failed call wrote";
   EXPECT_EQ(output_.lse, std::vector<float>(4, -7.0F)) << "a failed call wrote";

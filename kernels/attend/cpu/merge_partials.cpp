@@ -65,6 +65,10 @@ void merge_partials(const MergeParams& p, int row, int q_head) {
         any ? 1.0F - exact / state.l : 0.0F;
   }
   const OutputHead to = output_head(a, sequence, q_head);
+  if (!p.sink_logits.empty() && state.l > 0.0F) {
+    const float nothing[kMaxHeadDim] = {};
+    add_state(state.m, state.l, state.o, sink_m(p, to.q_head), 1.0F, nothing, a.partials.head_dim);
+  }
   write_output(p.out, p.lse, to.row, to.q_head, state.m, state.l, state.o);
 }
 

@@ -136,8 +136,11 @@ class Attender {
           state.add(p_.partials.head(number_, q_head, row_pieces_).m, rest, rest * mean);
         }
       }
-      write_output(params_.out, params_.lse, to.row, to.q_head, d, state);
       if (d == 0) write_counts(q_head, state, exact, kept);
+      if (!params_.sink_logits.empty() && state.l > 0.0F) {
+        state.add(attend::sink_m(params_, to.q_head), 1.0F, 0.0F);
+      }
+      write_output(params_.out, params_.lse, to.row, to.q_head, d, state);
     }
   }
 
