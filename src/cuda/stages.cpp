@@ -320,15 +320,17 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out, Part par
   count_step(params, &counts()->step, shape_of(call));
 }
 
-// ---------------------------------------------------------------------------- fork, truncate
+// ---------------------------------------------------------------- fork, truncate, save, load
 
 void CudaStages::check_moves_rows(const char* call) const {
   fail<BackendUnavailable>("{}: not on CUDA yet, expected a cache on kCpu", call);
 }
 
-// No page is shared and no segment cut: check_moves_rows() throws before.
+// No page is shared, no segment cut and nothing saved: check_moves_rows() throws before.
 void CudaStages::copy_pages(std::span<const PageCopy>, std::span<const PageCopy>, const Stream&) {}
 void CudaStages::restore_rows(const RestoredRows&, const Stream&) {}
+void CudaStages::visit_parts(const Sequence&, PartVisitor&, const Stream&) {}
+void CudaStages::check_parts(const Sequence&, const Stream&) const {}
 
 // -------------------------------------------------------------------------------------- read
 
