@@ -70,7 +70,8 @@ bool has_positions(const SavedPlane& plane, const Sequence& sequence, const Segm
   std::vector<bool> seen(static_cast<std::size_t>(segment.num_rows));
   for (int i = 0; i < segment.num_rows; ++i) {
     const std::uint32_t row = paged_row(sequence.row_pages().data(), segment.first_row + i);
-    const std::int64_t token = positions[row] - sequence.num_sinks() - segment.first_row;
+    const std::int64_t token =
+        std::int64_t{positions[row]} - sequence.num_sinks() - segment.first_row;
     if (token < 0 || token >= segment.num_rows || seen[static_cast<std::size_t>(token)]) {
       return false;
     }
