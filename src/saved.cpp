@@ -144,7 +144,11 @@ SavedHead read_head(BlockReader& reader, const CacheConfig& resolved, Rows rows)
   const std::uint64_t values = read_number(reader);
   reader.end_block();
   constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
-  if (length > kMost || segments > length || values > 2) {
+  const auto is = [&](Values which) { return values == static_cast<std::uint64_t>(which); };
+  const bool has_values =
+      length == 0 ? is(Values::kUnknown)
+                  : is(Values::kGiven) || (is(Values::kMissing) && rows == Rows::kElsewhere);
+  if (length > kMost || segments > length || !has_values) {
     fail<FormatError>("read: {} tokens in {} segments, values {}, expected counts of a sequence",
                       length, segments, values);
   }

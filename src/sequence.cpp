@@ -97,9 +97,10 @@ Sequence::LivePages Sequence::decide_live_pages(const StepRow& row, const PagePo
   std::int64_t sealed = 0;
   for (const Sealing& done : sealing_) sealed += segment(done.segment).num_rows;
   result.given_back = (first_pending_ + sealed - sink_rows_) / kPageRows;
-  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
-  result.freed = std::count_if(begin, begin + result.given_back,
-                               [&](std::uint32_t page) { return !pools.live.is_shared(page); });
+  for (std::int64_t i = 0; i < result.given_back; ++i) {
+    const auto page = static_cast<std::size_t>(sink_rows_ / kPageRows + i);
+    result.freed += pools.live.is_shared(live_pages_[page]) ? 0 : 1;
+  }
   const std::int64_t length = length_ + row.num_new_tokens;
   const std::int64_t sinks = std::min<std::int64_t>(config_.sink_tokens, length);
   const std::int64_t pending = length - sinks - num_stored_ - sealed;

@@ -241,7 +241,9 @@ TEST_F(BadBytes, WithAHostileHeadAreRefused) {
                                        std::uint64_t{70}, std::uint64_t{71}, ~std::uint64_t{0}}) {
     expect_refused(forged_number(0, counts + 8, segments), "segments");
   }
-  expect_refused(forged_number(0, counts + 16, std::uint64_t{3}), "values");
+  for (const std::uint64_t values : {0, 2, 3}) {  // unknown, missing, no such thing
+    expect_refused(forged_number(0, counts + 16, values), "values");
+  }
   expect_error<FormatError>(
       [&] { (void)target_->cache.load(reader_of(forged_number(0, 8, std::uint64_t{2}))); },
       "version 2, expected 1");
