@@ -152,7 +152,7 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
         context_tokens, most_context);
   }
   check_live_pages(rows);
-  pools_.reserve_copies(rows.size(), capacity_.sink_pages);
+  pools_.reserve_copies(static_cast<std::size_t>(limits.max_rows), capacity_.sink_pages);
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
     find(row.id).decide_seals(row, seal_sizes_);

@@ -13,6 +13,7 @@
 #include "src/needs.hpp"
 #include "src/plan.hpp"
 #include "src/runtime/capacity.hpp"
+#include "src/saved.hpp"
 #include "src/sequence.hpp"
 #include "src/stages.hpp"
 
@@ -34,6 +35,8 @@ class Core {
   SequenceId fork(SequenceId parent, std::int64_t num_tokens, const Stream& stream);
   void truncate(SequenceId id, std::int64_t num_tokens, const Stream& stream);
   void remove(SequenceId id);
+  void save(SequenceId id, const WriteFn& write, const Stream& stream) const;
+  SequenceId load(const ReadFn& read, const Stream& stream);
   /// \param argument  the caller's name for `id`
   [[nodiscard]] const Sequence& find(SequenceId id, const char* argument = "id") const;
 
@@ -61,14 +64,14 @@ class Core {
   [[nodiscard]] CacheStats read_stats() const;
 
  private:
-  enum class Values : std::uint8_t { kUnknown, kGiven, kMissing };
-
   // Everything that can go wrong in fork() or truncate(), before anything changes.
   void check_room(const char* call) const;
   [[nodiscard]] Cut checked_cut(const Sequence& sequence, std::int64_t num_tokens) const;
   void check_cut_fits(const Sequence& sequence, const Cut& cut, std::int64_t more_tokens) const;
   class TakenPages;
   TakenPages restore(const Sequence& sequence, const Cut& cut, const Stream& stream);
+  void check_load_fits(std::int64_t length) const;
+  void check_load_fits(const SavedHead& head, std::span<const SegmentSize> segments) const;
 
   /// Everything that can go wrong in a step, before anything changes.
   void check_rows(std::span<const StepRow> rows, const PlanLimits& limits, bool is_captured);

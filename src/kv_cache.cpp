@@ -99,6 +99,14 @@ void ClusterKVCache::remove(SequenceId id, Stream) {
   impl_->core.remove(id);
 }
 
+void ClusterKVCache::save(SequenceId id, const WriteFn& write, Stream stream) const {
+  impl_->core.save(id, write, stream);
+}
+
+SequenceId ClusterKVCache::load(const ReadFn& read, Stream stream) {
+  return impl_->core.load(read, stream);
+}
+
 std::int64_t ClusterKVCache::length(SequenceId id) const {
   return impl_->core.find(id).length();
 }

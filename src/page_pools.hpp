@@ -44,7 +44,7 @@ struct PagePools {
                   static_cast<std::size_t>(rows.num_pages() + records.num_pages()));
   }
 
-  /// Room for copies of a step of so many rows.
+  /// Room for copies of a step of so many rows, at most.
   void reserve_copies(std::size_t num_rows, std::int64_t sink_pages) {
     row_copies.reserve(num_rows);
     live_copies.reserve(num_rows * static_cast<std::size_t>(sink_pages + 1));

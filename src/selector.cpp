@@ -112,6 +112,14 @@ void ClusterSelector::remove(SequenceId id, Stream) {
   impl_->core.remove(id);
 }
 
+void ClusterSelector::save(SequenceId id, const WriteFn& write, Stream stream) const {
+  impl_->core.save(id, write, stream);
+}
+
+SequenceId ClusterSelector::load(const ReadFn& read, Stream stream) {
+  return impl_->core.load(read, stream);
+}
+
 std::int64_t ClusterSelector::length(SequenceId id) const {
   return impl_->core.find(id).length();
 }

@@ -97,9 +97,10 @@ Sequence::LivePages Sequence::decide_live_pages(const StepRow& row, const PagePo
   std::int64_t sealed = 0;
   for (const Sealing& done : sealing_) sealed += segment(done.segment).num_rows;
   result.given_back = (first_pending_ + sealed - sink_rows_) / kPageRows;
-  const auto begin = live_pages_.begin() + sink_rows_ / kPageRows;
-  result.freed = std::count_if(begin, begin + result.given_back,
-                               [&](std::uint32_t page) { return !pools.live.is_shared(page); });
+  for (std::int64_t i = 0; i < result.given_back; ++i) {
+    const auto page = static_cast<std::size_t>(sink_rows_ / kPageRows + i);
+    result.freed += pools.live.is_shared(live_pages_[page]) ? 0 : 1;
+  }
   const std::int64_t length = length_ + row.num_new_tokens;
   const std::int64_t sinks = std::min<std::int64_t>(config_.sink_tokens, length);
   const std::int64_t pending = length - sinks - num_stored_ - sealed;
@@ -128,7 +129,7 @@ void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePoo
   plan_number_ = plan_number;
   in_step_ = true;
   for (std::int64_t i = 0; i < pages.taken; ++i) live_pages_.push_back(pools.live.take());
-  for (const int num_tokens : seal_sizes_) add_segment(num_tokens, row.phase, pools);
+  for (const int num_tokens : seal_sizes_) seal_segment(num_tokens, row.phase, pools);
 }
 
 /// Makes the first `count` sealed segments visible and forgets the others.
@@ -156,28 +157,33 @@ void Sequence::give_live_pages_back(std::int64_t count, PagePools& pools) {
   first_pending_ -= count * kPageRows;
 }
 
-void Sequence::add_segment(int num_tokens, Phase phase, PagePools& pools) {
+void Sequence::seal_segment(int num_tokens, Phase phase, PagePools& pools) {
   const int clusters = segment_clusters(config_, num_tokens, phase);
+  const std::int64_t first_row = segment_rows();
+  add_segment({num_tokens, index::blocks_of(clusters, kBlockClusters)}, pools);
+  sealing_.push_back({.segment = static_cast<int>(segments_.size()) - 1,
+                      .num_clusters = clusters,
+                      .first_live_row = first_pending_ + first_row - num_stored_,
+                      .first_token = num_sinks() + first_row});
+}
+
+void Sequence::add_segment(const SegmentSize& size, PagePools& pools) {
   const std::int64_t first_row = segment_rows();
   SegmentView added{};
   added.record = pools.records.take();
   added.first_block = static_cast<std::int32_t>(blocks_.size());
-  added.num_blocks = index::blocks_of(clusters, kBlockClusters);
-  added.num_rows = num_tokens;
+  added.num_blocks = size.num_blocks;
+  added.num_rows = size.num_rows;
   added.first_row = first_row;
   for (int i = 0; i < added.num_blocks; ++i) blocks_.push_back(pools.blocks.take());
   if (first_row % kPageRows != 0) {
     row_pages_.back() = own_page(row_pages_.back(), static_cast<int>(first_row % kPageRows),
                                  pools.rows, pools.row_copies);
   }
-  while (static_cast<std::int64_t>(row_pages_.size()) < pages_for(first_row + num_tokens)) {
+  while (static_cast<std::int64_t>(row_pages_.size()) < pages_for(first_row + size.num_rows)) {
     row_pages_.push_back(pools.rows.take());
   }
   segments_.push_back(added);
-  sealing_.push_back({.segment = static_cast<int>(segments_.size()) - 1,
-                      .num_clusters = clusters,
-                      .first_live_row = first_pending_ + first_row - num_stored_,
-                      .first_token = num_sinks() + first_row});
 }
 
 SequenceView Sequence::view() const {

@@ -29,6 +29,12 @@ struct SequenceTables {
 /// Pages that hold so many rows.
 std::int64_t pages_for(std::int64_t rows);
 
+/// A segment, without where it lies.
+struct SegmentSize {
+  std::int32_t num_rows;
+  std::int32_t num_blocks;
+};
+
 /// What remains of a sequence when its later tokens go.
 struct Cut {
   std::int64_t num_tokens;
@@ -96,6 +102,11 @@ class Sequence {
   /// \pre new
   void share(const Sequence& parent, PagePools& pools) noexcept;
 
+  /// Becomes a sequence of so many tokens, with pages for all of it, which are the caller's to fill.
+  /// \pre new; the pools have so much
+  void take_over(std::int64_t length, std::span<const SegmentSize> segments,
+                 PagePools& pools) noexcept;
+
   /// The step's view; valid until the next begin_step() or release().
   [[nodiscard]] SequenceView view() const;
 
@@ -108,6 +119,10 @@ class Sequence {
   [[nodiscard]] std::uint32_t plan_number() const { return in_step_ ? plan_number_ : 0; }
   /// Length before the running step.
   [[nodiscard]] std::int64_t step_start() const { return step_start_; }
+  /// Of all segments, those of the running step too.
+  [[nodiscard]] std::int64_t segment_rows() const {
+    return segments_.empty() ? 0 : segments_.back().first_row + segments_.back().num_rows;
+  }
   /// Tokens that are in no segment.
   [[nodiscard]] std::int64_t own_tokens() const { return length_ - segment_rows(); }
 
@@ -143,16 +158,14 @@ class Sequence {
  private:
   static constexpr int kHistory = 64;  ///< the most retain_steps can be
 
-  [[nodiscard]] std::int64_t segment_rows() const {
-    return segments_.empty() ? 0 : segments_.back().first_row + segments_.back().num_rows;
-  }
   template <class Visit>
   void for_each_written_page(const StepRow& row, const Visit& visit) const;
   void commit_sealing(std::size_t count, PagePools& pools);
   void give_live_pages_back(std::int64_t count, PagePools& pools);
   void drop_live_pages(std::int64_t num_kept, PagePools& pools);
   void drop_segments(int num_kept, PagePools& pools);
-  void add_segment(int num_tokens, Phase phase, PagePools& pools);
+  void seal_segment(int num_tokens, Phase phase, PagePools& pools);
+  void add_segment(const SegmentSize& size, PagePools& pools);
 
   SequenceId id_;
   std::uint64_t claimed_in_ = 0;  ///< number of a check of a step's rows

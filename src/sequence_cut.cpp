@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How sequences are forked, cut and ended: what is shared, and who gives a page back.
+// How sequences are forked, restored, cut and ended: what is shared, and who gives a page back.
 #include <algorithm>
 
 #include "src/sequence.hpp"
@@ -31,6 +31,22 @@ void Sequence::share(const Sequence& parent, PagePools& pools) noexcept {
   for (const std::uint32_t block : blocks_) pools.blocks.share(block);
   for (const SegmentView& s : segments_) pools.records.share(s.record);
   pools.tokens += own_tokens();
+}
+
+void Sequence::take_over(std::int64_t length, std::span<const SegmentSize> segments,
+                         PagePools& pools) noexcept {
+  length_ = length;
+  for (const SegmentSize& size : segments) {
+    add_segment(size, pools);
+    num_stored_ += size.num_rows;
+    visible_blocks_ += size.num_blocks;
+    ++visible_segments_;
+  }
+  const std::int64_t pending = length_ - first_pending_token();
+  for (std::int64_t i = pages_for(sink_rows_ + pending); i > 0; --i) {
+    live_pages_.push_back(pools.live.take());
+  }
+  pools.tokens += length;
 }
 
 Cut Sequence::decide_cut(std::int64_t num_tokens) const {

@@ -43,6 +43,15 @@ struct PagedTarget {
   const TensorView& indices;
 };
 
+/// Goes through what a sequence has in the stores, in the order in which it is saved.
+class PartVisitor {
+ public:
+  virtual ~PartVisitor() = default;
+  virtual void visit(std::span<std::byte> part) = 0;
+  /// The parts since the last call belong together.
+  virtual void end_block() = 0;
+};
+
 struct RowRange {
   int layer;
   std::int64_t first;
@@ -92,6 +101,17 @@ class Stages {
                           const Stream& stream) = 0;
   /// In all layers. Writes nothing but `live_pages`.
   virtual void restore_rows(const RestoredRows& rows, const Stream& stream) = 0;
+
+  // ------------------------------------------------------------------------------ save, load
+  /// \param call  the caller's, for the message
+  /// \throws BackendUnavailable  if the calls below are missing
+  virtual void check_saves(const char* call) const = 0;
+  /// All layers of a sequence whose segments are all written.
+  virtual void visit_parts(const Sequence& sequence, PartVisitor& visitor,
+                           const Stream& stream) = 0;
+  /// Whether the stages can read what a visitor has written.
+  /// \throws FormatError
+  virtual void check_parts(const Sequence& sequence, const Stream& stream) const = 0;
 
   // ------------------------------------------------------------------------------------ read
   virtual void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,

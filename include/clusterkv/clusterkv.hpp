@@ -9,6 +9,7 @@
 #include "clusterkv/executor.hpp"
 #include "clusterkv/kv_cache.hpp"
 #include "clusterkv/memory.hpp"
+#include "clusterkv/saved.hpp"
 #include "clusterkv/selector.hpp"
 #include "clusterkv/stats.hpp"
 #include "clusterkv/step.hpp"

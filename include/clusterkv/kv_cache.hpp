@@ -13,6 +13,7 @@
 #include "clusterkv/config.hpp"
 #include "clusterkv/executor.hpp"
 #include "clusterkv/memory.hpp"
+#include "clusterkv/saved.hpp"
 #include "clusterkv/stats.hpp"
 #include "clusterkv/step.hpp"
 #include "clusterkv/types.hpp"
@@ -112,6 +113,26 @@ class ClusterKVCache {
   /// stale.
   /// \throws UnknownSequence  if `id` is not live
   void remove(SequenceId id, Stream stream = {});
+
+  /// Writes a sequence as bytes, a few pages at a time: rows, index and lengths, each block with a
+  /// checksum. Little-endian; docs/lifecycle.md has the layout.
+  /// \throws UnknownSequence     if `id` is not live
+  /// \throws ValueError          if `write` is empty
+  /// \throws StepError           if a layer of its last step was left out
+  /// \throws BackendUnavailable  with CUDA: not there yet
+  /// Cost: one pass over its rows and index in all layers, on the caller's thread.
+  void save(SequenceId id, const WriteFn& write, Stream stream = {}) const;
+
+  /// A new sequence from what save() wrote, here or in another process. It answers with the bits of a
+  /// fork of the one saved. The cache must have the same shape of model, dtype and layers, the same
+  /// `cluster` and `select.dense_layers`; all else may differ. Reads no byte more than was saved.
+  /// \throws FormatError         if the bytes end early, are damaged, of another version or of a cache
+  ///         with other settings (the message names the first)
+  /// \throws CapacityError       if max_sequences are live, or max_tokens or store.live_tokens has no room
+  /// \throws ValueError          if `read` is empty or says it read more than it was asked for
+  /// \throws BackendUnavailable  with CUDA: not there yet
+  /// Cost: as save(). Takes no memory but pages, for which all sizes are checked before.
+  SequenceId load(const ReadFn& read, Stream stream = {});
 
   /// Tokens planned so far.
   /// \throws UnknownSequence  if `id` is not live

@@ -42,6 +42,10 @@ class ClusterSelector {
   void truncate(SequenceId id, std::int64_t num_tokens, Stream stream = {});
 
   void remove(SequenceId id, Stream stream = {});
+  void save(SequenceId id, const WriteFn& write, Stream stream = {}) const;
+  /// \throws FormatError  also if it was saved by a ClusterKVCache; and with or without values, unlike
+  ///         the appends before
+  SequenceId load(const ReadFn& read, Stream stream = {});
   [[nodiscard]] std::int64_t length(SequenceId id) const;
   DecodePlan plan(std::span<const StepRow> rows, const PlanLimits& limits, Workspace workspace,
                   Stream stream = {});

@@ -8,6 +8,7 @@
 #include "src/attend/attend_stage.hpp"
 #include "src/cpu/move_rows.hpp"
 #include "src/cpu/paged_export.hpp"
+#include "src/cpu/saved_parts.hpp"
 #include "src/cpu/selection.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/parallel.hpp"
@@ -310,6 +311,28 @@ void CpuStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
   runtime::parallel_for(executor(stream), model_.num_layers * heads, [&](int plane) {
     cpu::restore_rows(row_source(plane / heads), rows, plane % heads);
   });
+}
+
+// -------------------------------------------------------------------------------- save, load
+
+template <class Visit>
+void CpuStages::for_each_plane(const Visit& visit) const {
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    const bool dense = runtime::is_dense_layer(config_, layer);
+    const RowSource rows = row_source(layer);
+    const IndexStore index = dense ? IndexStore{} : index_.layer(layer);
+    for (int head = 0; head < model_.num_kv_heads; ++head) {
+      visit(SavedPlane{rows, index, head, dense});
+    }
+  }
+}
+
+void CpuStages::visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream&) {
+  for_each_plane([&](const SavedPlane& plane) { cpu::visit_parts(plane, sequence, visitor); });
+}
+
+void CpuStages::check_parts(const Sequence& sequence, const Stream&) const {
+  for_each_plane([&](const SavedPlane& plane) { cpu::check_parts(plane, sequence); });
 }
 
 // -------------------------------------------------------------------------------------- read

@@ -39,6 +39,9 @@ class CpuStages final : public Stages {
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
+  void check_saves(const char*) const override {}
+  void visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream& stream) override;
+  void check_parts(const Sequence& sequence, const Stream& stream) const override;
 
   void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
                  const TensorView& counts) const override;
@@ -51,6 +54,8 @@ class CpuStages final : public Stages {
  private:
   [[nodiscard]] Executor& executor(const Stream& stream) const;
   [[nodiscard]] RowSource row_source(int layer) const;
+  template <class Visit>
+  void for_each_plane(const Visit& visit) const;
   static const SequenceView* views(const LayerCall& call);
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   void combine_totals(const LayerCall& call) const;

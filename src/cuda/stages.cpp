@@ -342,7 +342,7 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out,
   count_step(params, &counts()->step, shape_of(call));
 }
 
-// ---------------------------------------------------------------------------- fork, truncate
+// ---------------------------------------------------------------- fork, truncate, save, load
 
 void CudaStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                             const Stream& stream) {
@@ -382,6 +382,13 @@ void CudaStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
                     model_.num_layers * model_.num_kv_heads, stream.handle);
   wait_for(stream.handle);  // the tables are the caller's
 }
+
+void CudaStages::check_saves(const char* call) const {
+  fail<BackendUnavailable>("{}: not on CUDA yet, expected a cache on kCpu", call);
+}
+// Nothing is saved: check_saves() throws before.
+void CudaStages::visit_parts(const Sequence&, PartVisitor&, const Stream&) {}
+void CudaStages::check_parts(const Sequence&, const Stream&) const {}
 
 // -------------------------------------------------------------------------------------- read
 

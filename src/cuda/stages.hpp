@@ -42,6 +42,9 @@ class CudaStages final : public Stages {
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
+  void check_saves(const char* call) const override;
+  void visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream& stream) override;
+  void check_parts(const Sequence& sequence, const Stream& stream) const override;
 
   void token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,
                  const TensorView& counts) const override;

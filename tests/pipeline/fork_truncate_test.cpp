@@ -342,18 +342,6 @@ TEST_P(Truncate, MakesPlansStaleAndForkDoesNot) {
 
 // ---------------------------------------------------------------------------------- selector
 
-/// Positions of the choice of each step, with its query.
-std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> choices(Driver<ClusterSelector>& d,
-                                                                         SequenceId id, int steps) {
-  std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> all;
-  for (int i = 0; i < steps; ++i) {
-    d.begin({{.id = id}});
-    d.append_all();
-    all.push_back(d.positions(1, d.select(1)));
-  }
-  return all;
-}
-
 TEST(SelectorLineage, ForksAndCutsBetweenSegments) {
   const CacheConfig config = config_of(Residency::kDevice);
   for (const int length : {3, 100, 196, 295, 309}) {

@@ -39,6 +39,18 @@ inline std::string name_of(const ::testing::TestParamInfo<Residency>& residency)
   return residency.param == Residency::kHost ? "Host" : "Device";
 }
 
+/// Positions of the choice of each step, with its query.
+inline std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> choices(
+    Driver<ClusterSelector>& d, SequenceId id, int steps) {
+  std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> all;
+  for (int i = 0; i < steps; ++i) {
+    d.begin({{.id = id}});
+    d.append_all();
+    all.push_back(d.positions(1, d.select(1)));
+  }
+  return all;
+}
+
 class Lineage : public ::testing::TestWithParam<Residency> {
  protected:
   using Cache = Driver<ClusterKVCache>;

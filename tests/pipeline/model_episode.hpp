@@ -47,6 +47,8 @@ class Episode : ModelChecks {
       fork(drawn_live());
     } else if (what == 4) {
       truncate(drawn_live());
+    } else if (what == 5) {
+      save_and_load(drawn_live());
     } else {
       step();
     }
@@ -76,10 +78,7 @@ class Episode : ModelChecks {
     const SequenceId child = harness_.cache.fork(parent, is_whole ? -1 : length);
     require(harness_.cache.length(child) == length, "a fork of another length");
     naive_.fork(parent, child, length);
-    live_.push_back(child);
-    if (lengths_.contains(parent)) lengths_[child] = length;
-    if (prefilled_.contains(parent)) prefilled_.insert(child);
-    check_stats(static_cast<std::int64_t>(live_.size()));
+    adopt(child, parent);
   }
 
   void truncate(SequenceId id) {
@@ -94,6 +93,37 @@ class Episode : ModelChecks {
     harness_.cache.truncate(id, length);
     require(harness_.cache.length(id) == length, "another length after truncate()");
     if (lengths_.contains(id)) lengths_[id] = length;
+    check_stats(static_cast<std::int64_t>(live_.size()));
+  }
+
+  void save_and_load(SequenceId id) {
+    std::vector<std::byte> bytes;
+    harness_.cache.save(id, [&](std::span<const std::byte> part) {
+      bytes.insert(bytes.end(), part.begin(), part.end());
+    });
+    std::size_t at = 0;
+    const ReadFn read = [&](std::span<std::byte> to) {
+      const std::size_t count = std::min(to.size(), bytes.size() - at);
+      std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), count, to.begin());
+      at += count;
+      return count;
+    };
+    tally_.operations += 2;
+    const std::int64_t length = lengths_.contains(id) ? lengths_.at(id) : 0;
+    if (live_.size() == 4 || naive_.held_tokens() + length > config_.max_tokens) {
+      return require_no_room([&] { (void)harness_.cache.load(read); });
+    }
+    const SequenceId loaded = harness_.cache.load(read);
+    require(at == bytes.size(), "load() did not read what save() wrote");
+    naive_.restore(id, loaded);
+    adopt(loaded, id);
+  }
+
+  /// A sequence that is what another one was.
+  void adopt(SequenceId child, SequenceId parent) {
+    live_.push_back(child);
+    if (lengths_.contains(parent)) lengths_[child] = static_cast<int>(harness_.cache.length(child));
+    if (prefilled_.contains(parent)) prefilled_.insert(child);
     check_stats(static_cast<std::int64_t>(live_.size()));
   }
 

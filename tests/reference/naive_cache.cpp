@@ -176,6 +176,12 @@ void NaiveCache::truncate(SequenceId id, int num_tokens) {
   s.length = num_tokens;
 }
 
+void NaiveCache::restore(SequenceId saved, SequenceId loaded) {
+  if (!sequences_.contains(saved)) return;
+  fork(saved, loaded, length(saved));
+  for (Sealing& segment : sequences_.at(loaded).visible) segment.number = num_segments_++;
+}
+
 void NaiveCache::cancel(SequenceId id) {
   if (!sequences_.contains(id)) return;  // that was its first step
   Sequence& s = sequences_.at(id);

@@ -65,6 +65,8 @@ class NaiveCache {
   void remove(SequenceId id) { sequences_.erase(id); }
   void fork(SequenceId parent, SequenceId child, int num_tokens);
   void truncate(SequenceId id, int num_tokens);
+  /// As a fork of the whole, that shares nothing.
+  void restore(SequenceId saved, SequenceId loaded);
   /// A step began, and was cut off again whole.
   void cancel(SequenceId id);
 
