@@ -61,4 +61,41 @@ struct OnDevice {
   Driver<Cache> driver;
 };
 
+// ----------------------------------------------------------------------------- lives of caches
+
+using DeviceCache = OnDevice<ClusterKVCache>;
+
+inline Driver<ClusterKVCache> host_cache(const CacheConfig& config) {
+  return Driver<ClusterKVCache>(config);
+}
+
+using Outputs = std::vector<std::vector<Output>>;
+
+/// A prompt, and steps until a window was clustered and read.
+inline Outputs live(Driver<ClusterKVCache>& driver) {
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 150, 80);
+  Outputs outputs;
+  for (int i = 0; i < 16; ++i) outputs.push_back(driver.decode(id));
+  return outputs;
+}
+
+inline double mean_difference(const Outputs& a, const Outputs& b) {
+  double sum = 0;
+  std::size_t count = 0;
+  for (std::size_t step = 0; step < a.size(); ++step) {
+    for (std::size_t layer = 0; layer < a[step].size(); ++layer, ++count) {
+      sum += relative_difference(a[step][layer].out, b[step][layer].out);
+    }
+  }
+  return sum / static_cast<double>(count);
+}
+
+inline bool all_same_bits(const Outputs& a, const Outputs& b) {
+  for (std::size_t step = 0; step < a.size(); ++step) {
+    if (!same_bits(a[step], b[step])) return false;
+  }
+  return a.size() == b.size();
+}
+
 }  // namespace clusterkv::testing

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Forks, cuts and failures of caches on the CUDA backend: on a device, or on the stand-in for its runtime.
+#include <gtest/gtest.h>
+
+#include "tests/support/device_cache.hpp"
+#include "tests/support/errors.hpp"
+
+#ifdef CLUSTERKV_SIMT
+#include <simt/streams.hpp>
+#endif
+
+namespace clusterkv::testing {
+namespace {
+
+class DeviceLifeTest : public DeviceTest {};
+
+// --------------------------------------------------------------------------- forks and cuts
+
+Outputs go_on(Driver<ClusterKVCache>& driver, SequenceId id, int steps) {
+  Outputs outputs;
+  for (int i = 0; i < steps; ++i) outputs.push_back(driver.decode(id));
+  return outputs;
+}
+
+SequenceId begin_with(Driver<ClusterKVCache>& driver, int steps) {
+  const SequenceId id = driver.add(7);
+  driver.prefill(id, 150, 80);
+  go_on(driver, id, steps);
+  return id;
+}
+
+TEST_F(DeviceLifeTest, AForkAndItsParentAreTwins) {
+  for (const std::uint64_t seed : {0, 3}) {
+    set_schedule(seed);
+    for (const int steps : {1, 13}) {  // after 13 a window is being clustered
+      DeviceCache device(device_config()), twin(device_config());
+      const SequenceId parent = begin_with(device.driver, steps);
+      const SequenceId other = begin_with(twin.driver, steps);
+      const SequenceId child = device.driver.fork(parent);
+      const Outputs wanted = go_on(twin.driver, other, 16);
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, child, 16), wanted)) << seed << " " << steps;
+      const SequenceId late = device.driver.fork(child, 150);
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, parent, 16), wanted)) << seed << " " << steps;
+      device.driver.cache.remove(child, device.driver.stream_or_own({}));
+      EXPECT_EQ(device.driver.cache.length(late), 150);
+    }
+  }
+}
+
+/// With room for everything attention is exact, whatever the clusters, so that the CPU says what is right.
+TEST_F(DeviceLifeTest, ACutLeavesTheTokensBeforeIt) {
+  CacheConfig config = device_config();
+  config.select.dense_threshold = 0;
+  config.select.budget_tokens = 512;
+  for (const std::uint64_t seed : {0, 3}) {
+    set_schedule(seed);
+    for (const int length : {151, 100, 5}) {
+      DeviceCache device(config);
+      auto host = host_cache(config);
+      const SequenceId id = begin_with(device.driver, 15);
+      const SequenceId other = begin_with(host, 15);
+      const SequenceId fork = device.driver.fork(id, length);
+      device.driver.cache.truncate(id, length, device.driver.stream_or_own({}));
+      host.cache.truncate(other, length);
+      const Outputs wanted = go_on(host, other, 14);
+      const Outputs outputs = go_on(device.driver, id, 14);
+      EXPECT_LT(mean_difference(outputs, wanted), 2e-3) << seed << " " << length;
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, fork, 14), outputs)) << seed << " " << length;
+    }
+  }
+}
+
+TEST_F(DeviceLifeTest, AForkOfAPartIsACut) {
+  DeviceCache device(device_config());
+  const SequenceId id = begin_with(device.driver, 2);
+  const SequenceId fork = device.driver.fork(id, 100);
+  device.driver.cache.truncate(id, 100, device.driver.stream_or_own({}));
+  const SequenceId again = device.driver.fork(id);
+  const Outputs wanted = go_on(device.driver, id, 2);
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, fork, 2), wanted));
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, again, 2), wanted));
+}
+
+/// The fork's first segment begins in the page that the parent's last one is being stored to.
+TEST_F(DeviceLifeTest, AForkIsSealedRightAfterItsParent) {
+  for (const std::uint64_t seed : {0, 3, 4}) {
+    set_schedule(seed);
+    DeviceCache device(device_config()), twin(device_config());
+    const auto live_on = [](Driver<ClusterKVCache>& driver, bool forks) {
+      const SequenceId id = driver.add(7);
+      driver.prefill(id, 150, 150);
+      const SequenceId child = forks ? driver.fork(id) : id;
+      driver.begin({{child, 40, 1, Phase::kPrefillLast}});
+      driver.append_all();
+      return go_on(driver, child, 3);
+    };
+    EXPECT_TRUE(all_same_bits(live_on(device.driver, true), live_on(twin.driver, false))) << seed;
+  }
+}
+
+TEST_F(DeviceLifeTest, MoreQuadsGoThanTablesHold) {
+  DeviceCache device(device_config()), twin(device_config());
+  const SequenceId id = begin_with(device.driver, 13);
+  const SequenceId other = begin_with(twin.driver, 13);
+  for (int i = 0; i < 600; ++i) {
+    device.driver.cache.remove(device.driver.fork(id), device.driver.stream_or_own({}));
+  }
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, id, 6), go_on(twin.driver, other, 6)));
+}
+
+// -------------------------------------------------------------------------------- failures
+
+/// Has room for some allocations, and counts what is not given back.
+class ScarceMemory final : public MemoryResource {
+ public:
+  explicit ScarceMemory(int allocations) : left(allocations) {}
+  void* allocate(std::size_t bytes, std::size_t alignment, Device device) override {
+    if (left == 0) return nullptr;
+    --left;
+    ++held;
+    return on_device::device_memory().allocate(bytes, alignment, device);
+  }
+  void deallocate(void* data, std::size_t bytes, std::size_t alignment,
+                  Device device) noexcept override {
+    --held;
+    on_device::device_memory().deallocate(data, bytes, alignment, device);
+  }
+  int left;
+  int held = 0;
+};
+
+TEST_F(DeviceLifeTest, AnyAllocationOfTheConstructorMayFail) {
+  const CacheConfig config = device_config();
+  bool succeeded = false;
+  int allocations = 0;
+  for (; !succeeded; ++allocations) {
+    ScarceMemory memory(allocations);
+    try {
+      const ClusterKVCache cache(config, {.backend = Backend::kCuda, .memory = &memory});
+      succeeded = true;
+    } catch (const OutOfMemory&) {
+      EXPECT_EQ(memory.left, 0);
+    }
+    EXPECT_EQ(memory.held, 0) << allocations;
+  }
+  EXPECT_GT(allocations, 5);
+}
+
+TEST_F(DeviceLifeTest, APlanWithoutMemoryChangesNothing) {
+  CacheConfig config = device_config();
+  config.cluster.segment_tokens = 0;  // a prompt is clustered whole, and wants scratch for that
+  config.cluster.window_tokens = 1;
+  config.cluster.tokens_per_cluster = 1;
+  const auto decode_after = [&](int allocations) {
+    ScarceMemory memory(allocations);
+    OnDevice<ClusterKVCache> device(config, {4, 1024, 0}, memory);
+    Driver<ClusterKVCache>& driver = device.driver;
+    const SequenceId id = driver.add(7);
+    const StepRow prompt{id, 900, 0, Phase::kPrefillLast};
+    if (memory.left == 0) {
+      expect_error<OutOfMemory>([&] { driver.begin({prompt}); }, "clustering scratch");
+      EXPECT_EQ(driver.cache.length(id), 0);
+      memory.left = 1;
+    }
+    driver.prefill(id, 900);
+    driver.decode(id);
+    EXPECT_EQ(memory.left, 0) << "the prompt took no memory";
+    return driver.decode(id);
+  };
+  ScarceMemory counted(1000);
+  { const OnDevice<ClusterKVCache> device(config, {4, 1024, 0}, counted); }
+  const int constructor = 1000 - counted.left;
+  EXPECT_TRUE(same_bits(decode_after(constructor), decode_after(constructor + 1)));
+}
+
+#ifdef CLUSTERKV_SIMT
+TEST_F(DeviceLifeTest, AFailedCallOfTheRuntimeIsATypedError) {
+  DeviceCache never(device_config());
+  const Outputs wanted = live(never.driver);
+  int failed = 0;
+  for (int n = 1; n < 500; n += 1 + n / 4) {
+    DeviceCache device(device_config());
+    ::simt::fail_at(n);
+    try {
+      live(device.driver);
+    } catch (const CudaError&) {
+      ++failed;
+    }
+    ::simt::fail_at(0);
+  }
+  EXPECT_GT(failed, 10);
+  // Nothing of it is left in what is shared.
+  DeviceCache after(device_config());
+  EXPECT_TRUE(all_same_bits(live(after.driver), wanted));
+}
+#endif
+
+}  // namespace
+}  // namespace clusterkv::testing
