@@ -43,7 +43,7 @@ Saved save(const Cache& cache, SequenceId id) {
 ReadFn reader_of(const std::vector<std::byte>& bytes, std::size_t most = ~std::size_t{0}) {
   return [&bytes, most, at = std::size_t{0}](std::span<std::byte> to) mutable {
     const std::size_t count = std::min({to.size(), most, bytes.size() - at});
-    std::memcpy(to.data(), bytes.data() + at, count);
+    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), count, to.begin());
     at += count;
     return count;
   };
