@@ -297,7 +297,8 @@ PlanShape CudaStages::rows_of(const LayerCall& call) {
 void CudaStages::adopt(const LayerCall& call, const Selection& selection) {
   check_selection(call, selection);
   if (call.dense) return choose(call);
-  const PlanShape shape = rows_of(call);
+  // Lists of all rows that a plan can have: recall reads them all.
+  const PlanShape shape{call.plan.limits.max_rows, 0, call.stream.handle};
   const select::SelectParams params = select_params(config_, layer_memory(call));
   adopt_lists(params, selection.cluster_ids, selection.row_counts, shape);
   expand_rows(params, shape);

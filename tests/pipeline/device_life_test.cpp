@@ -180,12 +180,14 @@ TEST_F(DeviceLifeTest, AFailedCallOfTheRuntimeIsATypedError) {
   const Outputs wanted = live(never.driver);
   int failed = 0;
   for (int n = 1; n < 500; n += 1 + n / 4) {
-    DeviceCache device(device_config());
-    ::simt::fail_at(n);
-    try {
-      live(device.driver);
-    } catch (const CudaError&) {
-      ++failed;
+    {
+      DeviceCache device(device_config());
+      ::simt::fail_at(n);
+      try {
+        live(device.driver);
+      } catch (const CudaError&) {
+        ++failed;
+      }
     }
     ::simt::fail_at(0);
   }

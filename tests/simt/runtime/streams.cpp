@@ -134,9 +134,12 @@ void run_some() {
   }
 }
 
+int calls_to_failure = 0;
+bool is_lost = false;  ///< nothing runs any more, and nobody waits
+
 template <class Done>
 void run_until(const Done& done) {
-  while (!done()) {
+  while (!is_lost && !done()) {
     if (!run_one()) throw std::runtime_error("streams wait for each other");
   }
 }
@@ -147,16 +150,17 @@ Stream* stream_of(void* stream) {
 
 }  // namespace
 
-int calls_to_failure = 0;
-
 void fail_at(int n) {
   calls_to_failure = n;
+  is_lost = false;
 }
 
 void enqueue(void* stream, Work work) {
   if (calls_to_failure > 0 && --calls_to_failure == 0) {
-    throw clusterkv::CudaError("injected: this call was to fail");
+    is_lost = true;
+    for (Stream* s : streams()) s->items.clear();
   }
+  if (is_lost) throw clusterkv::CudaError("injected: the device is lost");
   if (stream == nullptr) return device_pages().run(work);
   if (stream_of(stream)->capture) {
     stream_of(stream)->capture->push_back(std::move(work));

@@ -16,7 +16,8 @@ using Work = std::function<void()>;
 /// \throws clusterkv::CudaError  if fail_at() said so
 void enqueue(void* stream, Work work);
 
-/// The n-th launch, copy or record from here on fails; with 0 none does.
+/// The n-th launch, copy or record from here on fails, and all after it, as on a device that is lost: what
+/// was enqueued does not run. With 0 none fails from here on.
 void fail_at(int n);
 
 /// From here on, the stream's work is recorded instead of enqueued; until end_capture().
