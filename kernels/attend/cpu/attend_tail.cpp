@@ -132,7 +132,7 @@ class TailPiece {
             simd::load(size + c) * simd::load(e(block, first + g) + c) * simd::broadcast(factor[g]);
         kept |= simd::at_least(mass, simd::broadcast(p_.tail_share * total(first + g).mass));
       }
-      kept &= simd::positive(simd::load(block.left + c));
+      kept &= simd::at_least(simd::load(block.left + c), simd::broadcast(1.0F));
       bits |= std::uint64_t{kept} << c;
     }
     return bits;

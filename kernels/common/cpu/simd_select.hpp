@@ -7,7 +7,6 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "kernels/common/cpu/simd.hpp"
 
@@ -56,11 +55,6 @@ CLUSTERKV_SIMD unsigned at_least(const Floats& a, const Floats& b) {
 #endif
   }
   return bits;
-}
-
-/// A bit for each lane where v > 0.
-CLUSTERKV_SIMD unsigned positive(const Floats& v) {
-  return at_least(v, broadcast(std::numeric_limits<float>::denorm_min()));
 }
 
 /// v where there is a bit, else 0.
