@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Several query tokens a row, and learned sinks, on the CPU backend.
+// Several query tokens a row on the CPU backend.
 #include "tests/pipeline/query_block.hpp"
-
-#include "tests/pipeline/sink_logits.hpp"
 
 namespace clusterkv::testing {
 namespace {
@@ -46,12 +44,6 @@ TEST(QueryBlock, OfASequenceOfNothingElseIsCausal) {
       const Output row = output_row(all[layer], token, 4);
       EXPECT_LT(relative_difference(row.out, wanted[layer].out), 1e-5) << token;
     }
-  }
-}
-
-TEST(SinkLogits, TakeTheirShare) {
-  for (const Tail tail : {Tail::kNone, Tail::kSecondMoment}) {
-    expect_sinks_take_their_share<OnHost>(block_config(tail));
   }
 }
 
