@@ -18,8 +18,10 @@ def allowed(path):
     """Prefixes that a file may include, in the form in which they are written."""
     parts = path.parts
     public, common, runtime = "clusterkv/", "kernels/common/", "src/runtime/"
-    if parts[0] in ("include", "examples", "integrations"):
+    if parts[0] in ("include", "examples"):
         return (public,)
+    if parts[0] == "integrations":
+        return (public, f"integrations/{parts[1]}/")
     if parts[0] == "tools":
         return (public, "tools/")
     if parts[0] == "kernels":

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Attention over all cells that a mask row sees, read where the engine has them: for what no cache
+// answers.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "integrations/llama_cpp/node.hpp"
+
+namespace clusterkv::llama_cpp {
+
+class ExactAttention {
+ public:
+  /// Writes the node's output rows `which`, indices of `rows`.
+  void attend(const Node& node, std::span<const MaskRow> rows, std::span<const int> which,
+              Stream stream);
+
+ private:
+  CacheRows keys_, values_;  ///< of quantised caches
+};
+
+}  // namespace clusterkv::llama_cpp

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a group does in a step: from members to a plan, and each layer's rows and answers.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "clusterkv/error.hpp"
+#include "integrations/llama_cpp/group.hpp"
+#include "integrations/llama_cpp/stopwatch.hpp"
+
+namespace clusterkv::llama_cpp {
+namespace {
+
+/// Steps in a row after which cells that leave at the front are taken for a sliding window.
+constexpr int kWindowSteps = 3;
+
+void copy_heads(const TensorView& from, float* to) {
+  for (std::int64_t head = 0; head < from.shape[1]; ++head) {
+    std::memcpy(to + head * from.shape[2], static_cast<float*>(from.data) + head * from.stride[1],
+                static_cast<std::size_t>(from.shape[2]) * sizeof(float));
+  }
+}
+
+void copy_heads(const float* from, const TensorView& to) {
+  for (std::int64_t head = 0; head < to.shape[1]; ++head) {
+    std::memcpy(static_cast<float*>(to.data) + head * to.stride[1], from + head * to.shape[2],
+                static_cast<std::size_t>(to.shape[2]) * sizeof(float));
+  }
+}
+
+}  // namespace
+
+/// Calls fn, and where there is no room for it, gives up sequences that were not seen for long.
+template <class Fn>
+auto Group::with_room(const Fn& fn) {
+  while (true) {
+    try {
+      return fn();
+    } catch (const CapacityError&) {
+      if (!evict()) throw;
+    }
+  }
+}
+
+void Group::plan_step(const Node& node) {
+  const CellPrint print = [&](int stream, int cell) { return node.print(stream, cell); };
+  for (const SequenceId id : sets_.drop_overwritten(print)) {
+    cache_->remove(id);
+    ++counts_.overwritten;
+  }
+  members_ = sets_.match(rows_, print);
+  if (members_.empty() || watch_for_windows()) return;
+  if (static_cast<int>(members_.size()) > limits_.max_rows) {
+    throw CapacityError(
+        fmt::format("{} sequences in a step, expected at most {} "
+                    "(CLUSTERKV_MAX_SEQUENCES)",
+                    members_.size(), limits_.max_rows));
+  }
+  for (Member& member : members_) apply(member);
+  set_rows();
+  with_room([&] {
+    if (plan_) {
+      cache_->update(*plan_, step_rows_);
+    } else {
+      plan_ = cache_->plan(step_rows_, limits_, {workspace_.get(), workspace_bytes_});
+    }
+    return true;
+  });
+  for (const Member& member : members_) CellSets::append(*member.set, member.added, print);
+  has_plan_ = true;
+}
+
+void Group::apply(Member& member) {
+  const int stream = rows_[static_cast<std::size_t>(member.rows.front())].stream;
+  const auto kept = static_cast<std::int64_t>(member.kept);
+  switch (member.origin) {
+    case Member::Origin::kContinued:
+      if (member.kept == member.set->cells.size()) return;
+      ++counts_.cuts;
+      with_room([&] {
+        cache_->truncate(member.set->id, kept);
+        return true;
+      });
+      CellSets::cut(*member.set, member.kept);
+      return;
+    case Member::Origin::kForked: {
+      ++counts_.forks;
+      const SequenceId id = with_room([&] { return cache_->fork(member.set->id, kept); });
+      CellSet& fork = sets_.add(id, stream);
+      fork.cells.assign(member.set->cells.begin(), member.set->cells.begin() + kept);
+      fork.prints.assign(member.set->prints.begin(), member.set->prints.begin() + kept);
+      member.set = &fork;
+      return;
+    }
+    case Member::Origin::kNew:
+      member.set = &sets_.add(with_room([&] { return cache_->add_sequence(); }), stream);
+  }
+}
+
+void Group::set_rows() {
+  step_rows_.clear();
+  answer_all_exactly();
+  for (const Member& member : members_) {
+    const int queries = static_cast<int>(member.rows.size());
+    const int added = static_cast<int>(member.added.size());
+    // Blocks of several sequences in one step: the cache's answers were found wrong but for the last one.
+    const bool answers = member.is_block && queries <= limits_.max_query_tokens &&
+                         (queries == 1 || members_.size() == 1);
+    const bool is_prompt = added - queries >= config_.cluster.window_tokens;
+    step_rows_.push_back({.id = member.set->id,
+                          .num_new_tokens = added,
+                          .num_query_tokens = answers ? queries : 0,
+                          .phase = is_prompt ? Phase::kPrefillLast : Phase::kDecode});
+    if (answers) attended_.insert(attended_.end(), member.rows.begin(), member.rows.end());
+  }
+  std::erase_if(exact_, [&](int row) {
+    return std::find(attended_.begin(), attended_.end(), row) != attended_.end();
+  });
+}
+
+void Group::append(int index, const Node& node) {
+  const Stopwatch watch(times_.append);
+  std::vector<CacheRows::Run> runs;
+  for (const Member& member : members_) {
+    runs.push_back({node.local_stream(member.set->stream), member.added});
+  }
+  cache_->append(index, *plan_, keys_.view(node.key(), runs), values_.view(node.value(), runs),
+                 {.executor = executor_});
+}
+
+void Group::attend(int index, const Node& node) {
+  const Stopwatch watch(times_.attend);
+  if (attended_.size() == 1) {
+    cache_->attend(index, *plan_, {node.query(attended_[0]), {node.out(attended_[0])}},
+                   {.executor = executor_});
+    return;
+  }
+  const auto rows = static_cast<std::int64_t>(attended_.size());
+  const std::int64_t heads = node.num_q_heads(), dim = node.head_dim();
+  queries_.resize(static_cast<std::size_t>(rows * heads * dim));
+  outs_.resize(queries_.size());
+  for (std::int64_t i = 0; i < rows; ++i) {
+    copy_heads(node.query(attended_[static_cast<std::size_t>(i)]),
+               queries_.data() + i * heads * dim);
+  }
+  cache_->attend(index, *plan_,
+                 {contiguous_view(queries_.data(), DType::kF32, {rows, heads, dim}),
+                  {contiguous_view(outs_.data(), DType::kF32, {rows, heads, dim})}},
+                 {.executor = executor_});
+  for (std::int64_t i = 0; i < rows; ++i) {
+    copy_heads(outs_.data() + i * heads * dim, node.out(attended_[static_cast<std::size_t>(i)]));
+  }
+}
+
+bool Group::watch_for_windows() {
+  const bool left = std::any_of(members_.begin(), members_.end(),
+                                [](const Member& member) { return member.front_left; });
+  windows_seen_ = left ? windows_seen_ + 1 : 0;
+  if (windows_seen_ < kWindowSteps) return false;
+  notice_ = fmt::format("layers {} .. {} attend to a sliding window: answered exactly from now on",
+                        layers_.front(), layers_.back());
+  plan_.reset();
+  cache_.reset();
+  sets_ = {};
+  workspace_.reset();
+  return true;
+}
+
+void Group::forget_all() {
+  has_plan_ = false;
+  for (const CellSet& set : sets_.all()) cache_->remove(set.id);
+  sets_ = {};
+}
+
+bool Group::evict() {
+  CellSet* set = sets_.oldest();
+  if (set == nullptr) return false;
+  cache_->remove(set->id);
+  sets_.remove(*set);
+  ++counts_.evictions;
+  return true;
+}
+
+}  // namespace clusterkv::llama_cpp
