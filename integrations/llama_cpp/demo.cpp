@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
@@ -18,7 +19,7 @@
 namespace {
 
 struct Options {
-  std::string model, plugin, text_file, ask;
+  std::string model, plugin, text_file, ask, state;
   int prompt_tokens = 7000, tokens = 48, threads = 2, batch = 512;
 };
 
@@ -97,36 +98,57 @@ llama_token most_likely(llama_context* context, const llama_vocab* vocab) {
                                   logits);
 }
 
-void complete(llama_context* context, const llama_vocab* vocab, const Options& options) {
-  auto prompt = make_prompt(vocab, options);
-  auto start = std::chrono::steady_clock::now();
-  const int length = static_cast<int>(prompt.size());
+/// All of the prompt but its last token: from the state that another run left, or computed.
+void read_prompt(llama_context* context, std::vector<llama_token> prompt, const Options& options) {
+  const int length = static_cast<int>(prompt.size()) - 1;
+  std::vector<llama_token> saved(prompt.size());
+  std::size_t count = 0;
+  if (std::filesystem::exists(options.state) &&
+      llama_state_load_file(context, options.state.c_str(), saved.data(), saved.size(), &count)) {
+    saved.resize(count);
+    prompt.pop_back();
+    if (saved != prompt) throw std::runtime_error(options.state + " is of another prompt");
+    fmt::print("prompt: {} tokens, taken from {}\n", length + 1, options.state);
+    return;
+  }
+  const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < length; i += options.batch) {
     decode(context, prompt.data() + i, std::min(options.batch, length - i));
   }
-  const double prompt_seconds = seconds_since(start);
-  // The first two steps learn the layers and cluster the prompt: timed apart.
+  const double seconds = seconds_since(start);
+  fmt::print("prompt: {} tokens, {:.2f} s, {:.1f} tokens/s\n", length + 1, seconds,
+             length / seconds);
+  if (!options.state.empty() &&
+      !llama_state_save_file(context, options.state.c_str(), prompt.data(), prompt.size() - 1)) {
+    throw std::runtime_error("cannot write " + options.state);
+  }
+}
+
+void complete(llama_context* context, const llama_vocab* vocab, const Options& options) {
+  const auto prompt = make_prompt(vocab, options);
+  read_prompt(context, prompt, options);
+  // With the plugin, the first step learns the layers and the second clusters the prompt: timed apart.
+  constexpr int kFirst = 2;
   std::string text;
   double first_seconds = 0;
-  start = std::chrono::steady_clock::now();
+  auto start = std::chrono::steady_clock::now();
+  llama_token token = prompt.back();
   int steps = 0;
   for (; steps < options.tokens; ++steps) {
-    llama_token token = most_likely(context, vocab);
-    if (llama_vocab_is_eog(vocab, token)) break;
-    text += to_text(vocab, token);
     decode(context, &token, 1);
-    if (steps == 1) {
+    if (steps + 1 == kFirst) {
       first_seconds = seconds_since(start);
       start = std::chrono::steady_clock::now();
     }
+    token = most_likely(context, vocab);
+    if (llama_vocab_is_eog(vocab, token)) break;
+    text += to_text(vocab, token);
   }
-  fmt::print("prompt: {} tokens, {:.2f} s, {:.1f} tokens/s\n", length, prompt_seconds,
-             length / prompt_seconds);
-  if (steps > 2) {
+  if (steps > kFirst) {
     const double seconds = seconds_since(start);
-    fmt::print("first two tokens: {:.3f} s\n", first_seconds);
-    fmt::print("decode: {} tokens, {:.2f} s, {:.2f} tokens/s\n", steps - 2, seconds,
-               (steps - 2) / seconds);
+    fmt::print("first {} tokens: {:.3f} s\n", kFirst, first_seconds);
+    fmt::print("decode: {} tokens, {:.2f} s, {:.2f} tokens/s\n", steps - kFirst, seconds,
+               (steps - kFirst) / seconds);
   }
   fmt::print("output: {}\n", text);
 }
@@ -154,6 +176,8 @@ int main(int argc, char** argv) {
   app.add_option("--plugin", options.plugin,
                  "libggml-clusterkv.so; without it the engine is alone");
   app.add_option("--ask", options.ask, "question after the text");
+  app.add_option("--state", options.state,
+                 "file for the engine's state after the prompt: read if it is there, else written");
   app.add_option("--prompt-tokens", options.prompt_tokens)->check(CLI::Range(16, 1 << 24));
   app.add_option("--tokens", options.tokens, "to generate")->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 1024));

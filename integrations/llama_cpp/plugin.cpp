@@ -5,9 +5,12 @@
 #include <fmt/format.h>
 #include <ggml-backend-impl.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <optional>
 #include <string_view>
 
 #include "integrations/llama_cpp/context.hpp"
@@ -20,16 +23,15 @@ namespace {
 
 constexpr const char* kName = "ClusterKV";
 
-/// Of the newest context; the scheduler's questions come without one.
-Settings settings;
+/// Layers from this on are taken over. Of the newest context: the scheduler's questions come without one.
+std::atomic<int> first_layer{0};
 
-bool read_settings() noexcept {
+std::optional<Settings> read_settings() noexcept {
   try {
-    settings = Settings::read([](const char* name) -> const char* { return std::getenv(name); });
-    return true;
+    return Settings::read([](const char* name) -> const char* { return std::getenv(name); });
   } catch (const std::exception& error) {
     log(GGML_LOG_LEVEL_ERROR, error.what());
-    return false;
+    return {};
   }
 }
 
@@ -78,13 +80,16 @@ void set_num_threads(ggml_backend_t backend, int num_threads) {
 ggml_backend_t make_backend(ggml_backend_dev_t device, const char*) {
   static ggml_guid guid = {0xc1, 0x05, 0x7e, 0x12, 0x6b, 0x76, 0x4c, 0x9a,
                            0x8e, 0x31, 0x52, 0x0d, 0x94, 0x13, 0x22, 0x13};
-  if (!read_settings()) return nullptr;
+  const auto settings = read_settings();
+  if (!settings) return nullptr;
   try {
+    first_layer =
+        settings->takes_over() ? settings->first_layer() : std::numeric_limits<int>::max();
     ggml_backend_i calls{};
     calls.get_name = backend_name;
     calls.free = free_backend;
     calls.graph_compute = compute;
-    auto context = std::make_unique<Context>(settings);
+    auto context = std::make_unique<Context>(*settings);
     auto* backend = new ggml_backend{&guid, calls, device, context.get()};
     context.release();
     return backend;
@@ -125,7 +130,7 @@ ggml_backend_buffer_type_t device_buffers(ggml_backend_dev_t) {
 }
 
 bool supports_op(ggml_backend_dev_t, const ggml_tensor* op) {
-  return settings.takes_over() && Node::is_supported(*op, settings.first_layer());
+  return Node::is_supported(*op, first_layer);
 }
 
 bool supports_buffers(ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
@@ -176,5 +181,5 @@ bool is_our_engine() noexcept {
 
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
   using namespace clusterkv::llama_cpp;
-  return is_our_engine() && read_settings() ? registry() : nullptr;
+  return is_our_engine() && read_settings().has_value() ? registry() : nullptr;
 }

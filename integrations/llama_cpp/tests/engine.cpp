@@ -125,6 +125,19 @@ void Engine::token(int sequence, int position, int id) {
   decode({{.id = id % kVocab, .position = position, .sequences = {sequence}, .has_logits = true}});
 }
 
+bool Engine::give_up_after(int nodes, const Token& token) {
+  const auto count_down = [](void* left) { return --*static_cast<int*>(left) < 0; };
+  llama_set_abort_callback(context_.get(), count_down, &nodes);
+  bool gave_up = false;
+  try {
+    decode({token});
+  } catch (const std::runtime_error&) {
+    gave_up = true;
+  }
+  llama_set_abort_callback(context_.get(), nullptr, nullptr);
+  return gave_up;
+}
+
 std::string take_log() {
   static const bool is_set = (llama_log_set(keep_log, nullptr), true);
   (void)is_set;

@@ -54,6 +54,9 @@ class Engine {
   /// One token of one sequence, with logits.
   void token(int sequence, int position, int id);
 
+  /// Decodes a token, and gives up after so many nodes of the graph. Says whether it did.
+  bool give_up_after(int nodes, const Token& token);
+
   llama_memory_t memory() { return llama_get_memory(context_.get()); }
   [[nodiscard]] const std::vector<float>& logits() const { return logits_; }
 

@@ -67,6 +67,31 @@ TEST_F(PluginTest, ASmallBudgetReadsFewerRows) {
   EXPECT_GT(distance(ours.logits, flash.logits), 1e-4);
 }
 
+TEST_F(PluginTest, TheStoreChangesNothing) {
+  const Script script = [](Engine& e) { prompt_and_tokens(e, 1500, 8); };
+  const Result device = run({}, {.attention = Attention::kPlugin}, script, 128);
+  const Variable store("CLUSTERKV_STORE", "host");
+  const Result host = run({}, {.attention = Attention::kPlugin}, script, 128);
+  EXPECT_EQ(host.logits, device.logits);
+  EXPECT_EQ(device.stat("hit_rate"), 0);
+  EXPECT_GT(host.stat("hit_rate"), 0.2);
+}
+
+TEST_F(PluginTest, ThePapersPresetChoosesPerQueryHead) {
+  const Variable preset("CLUSTERKV_PRESET", "paper");
+  const Script script = [](Engine& engine) {
+    prompt_and_tokens(engine, 1500, 8);
+    engine.decode({{.id = 1, .position = 1508, .has_logits = true},
+                   {.id = 2, .position = 1509, .has_logits = true}});
+  };
+  const Result flash = run({}, {}, script);
+  const Result ours = run({}, {.attention = Attention::kPlugin}, script, 256);
+  EXPECT_LT(ours.stat("attended_tokens"), 1503.0 / 7 + 16 + 256 + 40);
+  EXPECT_EQ(ours.stat("estimated_mass"), 0);
+  EXPECT_EQ(ours.stat("exact_rows"), 1 + 2);  // two tokens in a step cannot choose per query head
+  EXPECT_LT(distance(ours.logits, flash.logits), 0.2);
+}
+
 TEST_F(PluginTest, TheNumberOfThreadsChangesNothing) {
   // Nor does it in the engine's own attention, but for the order of sums.
   const Script script = [](Engine& e) { prompt_and_tokens(e, 1500, 8); };
@@ -120,6 +145,19 @@ TEST_F(PluginTest, AContextShiftIsSeen) {
     for (int i = 0; i < 6; ++i) engine.token(0, 406 + i, 50 + i);
   });
   EXPECT_EQ(ours.stat("exact_rows"), 1);
+}
+
+TEST_F(PluginTest, AStepThatTheEngineGaveUpIsForgotten) {
+  const Result ours = expect_equal({.num_layers = 6}, {}, [](Engine& engine) {
+    prompt_and_tokens(engine, 600, 4);
+    for (int i = 0; i < 4; ++i) {
+      // Somewhere between its layers.
+      EXPECT_TRUE(engine.give_up_after(40 + 30 * i, {.id = 5, .position = 604 + i}));
+      llama_memory_seq_rm(engine.memory(), 0, 604 + i, -1);
+      engine.token(0, 604 + i, 50 + i);
+    }
+  });
+  EXPECT_EQ(ours.stat("sequences"), 1);
 }
 
 TEST_F(PluginTest, ASequenceThatEndsMakesRoomForAnother) {
