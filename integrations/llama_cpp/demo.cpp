@@ -20,6 +20,7 @@ namespace {
 
 struct Options {
   std::string model, plugin, text_file, ask, state;
+  bool no_flash = false;
   int prompt_tokens = 7000, tokens = 48, threads = 2, batch = 512;
 };
 
@@ -79,8 +80,9 @@ EngineContext make_context(llama_model* model, const Options& options) {
   params.n_ctx = static_cast<std::uint32_t>(options.prompt_tokens + options.tokens + 8);
   params.n_batch = params.n_ubatch = static_cast<std::uint32_t>(options.batch);
   params.n_threads = params.n_threads_batch = options.threads;
+  // With AUTO the engine would not use a plugin.
   params.flash_attn_type =
-      LLAMA_FLASH_ATTN_TYPE_ENABLED;  // with AUTO the engine would not use a plugin
+      options.no_flash ? LLAMA_FLASH_ATTN_TYPE_DISABLED : LLAMA_FLASH_ATTN_TYPE_ENABLED;
   EngineContext context(llama_init_from_model(model, params), llama_free);
   if (!context) throw std::runtime_error("no context could be made");
   return context;
@@ -178,6 +180,7 @@ int main(int argc, char** argv) {
   app.add_option("--ask", options.ask, "question after the text");
   app.add_option("--state", options.state,
                  "file for the engine's state after the prompt: read if it is there, else written");
+  app.add_flag("--no-flash", options.no_flash, "the engine's other attention; not with a plugin");
   app.add_option("--prompt-tokens", options.prompt_tokens)->check(CLI::Range(16, 1 << 24));
   app.add_option("--tokens", options.tokens, "to generate")->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", options.threads)->check(CLI::Range(1, 1024));

@@ -147,17 +147,26 @@ TEST_F(PluginTest, AContextShiftIsSeen) {
   EXPECT_EQ(ours.stat("exact_rows"), 1);
 }
 
-TEST_F(PluginTest, AStepThatTheEngineGaveUpIsForgotten) {
+TEST_F(PluginTest, StepsThatTheEngineGaveUpAreForgotten) {
   const Result ours = expect_equal({.num_layers = 6}, {}, [](Engine& engine) {
-    prompt_and_tokens(engine, 600, 4);
+    prompt_and_tokens(engine, 600, 1);
     for (int i = 0; i < 4; ++i) {
-      // Somewhere between its layers.
-      EXPECT_TRUE(engine.give_up_after(40 + 30 * i, {.id = 5, .position = 604 + i}));
-      llama_memory_seq_rm(engine.memory(), 0, 604 + i, -1);
-      engine.token(0, 604 + i, 50 + i);
+      // Somewhere between its layers; the first of them, while it appends the prompt.
+      EXPECT_TRUE(engine.give_up_after(130 - 30 * i, {.id = 5, .position = 601 + i}));
+      llama_memory_seq_rm(engine.memory(), 0, 601 + i, -1);
+      engine.token(0, 601 + i, 50 + i);
     }
   });
   EXPECT_EQ(ours.stat("sequences"), 1);
+}
+
+TEST_F(PluginTest, KeysThatTurnWhileMasksStayAreSeen) {
+  const Result ours = expect_equal({}, {}, [](Engine& engine) {
+    prompt_and_tokens(engine, 600, 4);
+    llama_memory_seq_add(engine.memory(), 0, 300, -1, 50);
+    for (int i = 0; i < 4; ++i) engine.token(0, 654 + i, 50 + i);
+  });
+  EXPECT_EQ(ours.stat("cuts"), 1);
 }
 
 TEST_F(PluginTest, ASequenceThatEndsMakesRoomForAnother) {
