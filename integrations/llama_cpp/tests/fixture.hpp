@@ -7,7 +7,6 @@
 #include <ggml-backend.h>
 #include <gtest/gtest.h>
 
-#include <regex>
 #include <string>
 
 #include "integrations/llama_cpp/tests/engine.hpp"
@@ -35,10 +34,10 @@ struct Result {
 
   /// A number of the summary, such as cache_rows.
   [[nodiscard]] double stat(const std::string& name) const {
-    std::smatch match;
-    const bool found = std::regex_search(log, match, std::regex("\\b" + name + "=([-0-9.]+)"));
-    EXPECT_TRUE(found) << name << " in " << log;
-    return found ? std::stod(match[1]) : -1;
+    const std::string key = " " + name + "=";
+    const auto at = log.find(key);
+    EXPECT_NE(at, std::string::npos) << name << " in " << log;
+    return at == std::string::npos ? -1 : std::stod(log.substr(at + key.size()));
   }
 };
 
