@@ -66,7 +66,7 @@ Group::Group(const Settings& settings, const std::vector<LayerShape>& layers, Ex
   limits_ = make_limits(config_);
   workspace_bytes_ = ClusterKVCache::memory_needs(config_, Backend::kCpu, limits_).workspace_bytes;
   workspace_.reset(new (std::align_val_t{64}) std::byte[workspace_bytes_]);
-  cache_.emplace(config_, Resources{.executor = executor});
+  cache_.emplace(config_, Resources{.executor = executor, .memory = &memory_});
 }
 
 int Group::index_of(int layer) const {

@@ -19,6 +19,7 @@
 #include "integrations/llama_cpp/exact.hpp"
 #include "integrations/llama_cpp/node.hpp"
 #include "integrations/llama_cpp/settings.hpp"
+#include "integrations/llama_cpp/store_memory.hpp"
 
 namespace clusterkv::llama_cpp {
 
@@ -68,6 +69,7 @@ class Group {
   [[nodiscard]] const Times& times() const { return times_; }
   [[nodiscard]] CacheStats stats() const { return cache_ ? cache_->stats() : CacheStats{}; }
   [[nodiscard]] std::size_t workspace_bytes() const { return workspace_bytes_; }
+  [[nodiscard]] std::size_t resident_bytes() const { return memory_.resident_bytes(); }
   [[nodiscard]] int num_layers() const { return static_cast<int>(layers_.size()); }
   /// Set when something changed that a user should know; taken once.
   std::string take_notice() { return std::exchange(notice_, {}); }
@@ -95,6 +97,7 @@ class Group {
   std::vector<int> layers_;
   CacheConfig config_;
   Executor* executor_;
+  StoreMemory memory_;
   std::unique_ptr<std::byte[], FreeWorkspace> workspace_;
   std::size_t workspace_bytes_ = 0;
   std::optional<ClusterKVCache> cache_;  ///< none: a sliding window, answered exactly

@@ -42,6 +42,7 @@ void Summary::add(const Group& group) {
   stats.estimates += cache.total.estimates;
   stats.estimated_mass += cache.total.estimated_mass;
   held_bytes += cache.held_bytes;
+  resident_bytes += static_cast<std::int64_t>(group.resident_bytes());
   workspace_bytes += static_cast<std::int64_t>(group.workspace_bytes());
   live_sequences += cache.live_sequences;
   live_tokens += cache.live_tokens;
@@ -65,8 +66,8 @@ std::vector<std::string> Summary::lines() const {
                   counts.evictions),
       fmt::format("seconds: match={:.4f} append={:.4f} attend={:.4f}", times.match, times.append,
                   times.attend),
-      fmt::format("MiB: engine={:.1f} clusterkv={:.1f} workspace={:.1f}", mib(engine_bytes),
-                  mib(held_bytes), mib(workspace_bytes)),
+      fmt::format("MiB: engine={:.1f} held={:.1f} resident={:.1f} workspace={:.1f}",
+                  mib(engine_bytes), mib(held_bytes), mib(resident_bytes), mib(workspace_bytes)),
   };
 }
 

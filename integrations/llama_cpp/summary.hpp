@@ -15,7 +15,7 @@ namespace clusterkv::llama_cpp {
 struct Summary {
   std::int64_t engine_bytes = 0;  ///< of the engine's cache, for the layers taken over
   std::int64_t exact_rows = 0;    ///< outside of groups
-  std::int64_t workspace_bytes = 0, held_bytes = 0;
+  std::int64_t workspace_bytes = 0, held_bytes = 0, resident_bytes = 0;
   int groups = 0, layers = 0;
   Counts counts = {};
   Times times = {};
