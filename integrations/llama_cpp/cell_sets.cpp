@@ -126,6 +126,7 @@ CellSet& CellSets::add(SequenceId id, int stream) {
 void CellSets::cut(CellSet& set, std::size_t kept) {
   set.cells.resize(std::min(kept, set.cells.size()));
   set.prints.resize(set.cells.size());
+  set.cached = std::min(set.cached, set.cells.size());
 }
 
 void CellSets::append(CellSet& set, std::span<const int> cells, const CellPrint& print) {

@@ -32,6 +32,7 @@ struct CellSet {
   int stream = 0;
   std::vector<int> cells;
   std::vector<std::uint64_t> prints;  ///< of the cells, when they were appended
+  std::size_t cached = 0;             ///< of the cells: tokens in the cache; the others wait
   std::uint64_t last_step = 0;        ///< in which it was last seen
 };
 

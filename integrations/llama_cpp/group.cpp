@@ -50,7 +50,9 @@ LayerShape LayerShape::of(const Node& node) {
           .num_q_heads = node.num_q_heads(),
           .num_kv_heads = node.num_kv_heads(),
           .type = node.key().type,
-          .scale = node.scale()};
+          .scale = node.scale(),
+          .key = whole_cache(node.key()),
+          .value = whole_cache(node.value())};
 }
 
 bool LayerShape::fits(const LayerShape& other) const {
@@ -61,7 +63,10 @@ bool LayerShape::fits(const LayerShape& other) const {
 }
 
 Group::Group(const Settings& settings, const std::vector<LayerShape>& layers, Executor* executor)
-    : settings_(settings), config_(make_config(settings, layers)), executor_(executor) {
+    : settings_(settings),
+      shapes_(layers),
+      config_(make_config(settings, layers)),
+      executor_(executor) {
   layers_ = config_.model.layers;
   limits_ = make_limits(config_);
   workspace_bytes_ = ClusterKVCache::memory_needs(config_, Backend::kCpu, limits_).workspace_bytes;

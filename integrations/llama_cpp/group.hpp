@@ -31,6 +31,7 @@ struct LayerShape {
   int head_dim = 0, num_q_heads = 0, num_kv_heads = 0;
   ggml_type type = GGML_TYPE_F16;
   float scale = 0;
+  ggml_tensor key = {}, value = {};  ///< whole_cache() of both
 
   static LayerShape of(const Node& node);
   /// All but the layer are equal.
@@ -84,6 +85,9 @@ class Group {
   void answer_all_exactly();
   void plan_step(const Node& node);
   void apply(Member& member);
+  void append_waiting(CellSet& set, std::size_t count);
+  void let_prompts_wait(const CellPrint& print);
+  void make_plan();
   void set_rows();
   void append(int index, const Node& node);
   void attend(int index, const Node& node);
@@ -95,6 +99,7 @@ class Group {
 
   Settings settings_;
   std::vector<int> layers_;
+  std::vector<LayerShape> shapes_;  ///< of the layers
   CacheConfig config_;
   Executor* executor_;
   StoreMemory memory_;

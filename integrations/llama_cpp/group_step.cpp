@@ -16,6 +16,9 @@ namespace {
 /// Steps in a row after which cells that leave at the front are taken for a sliding window.
 constexpr int kWindowSteps = 3;
 
+/// Tokens of a prompt that are appended at once.
+constexpr std::size_t kPromptPiece = 1024;
+
 void copy_heads(const TensorView& from, float* to) {
   for (std::int64_t head = 0; head < from.shape[1]; ++head) {
     std::memcpy(to + head * from.shape[2], static_cast<float*>(from.data) + head * from.stride[1],
@@ -59,7 +62,19 @@ void Group::plan_step(const Node& node) {
                     members_.size(), limits_.max_rows));
   }
   for (Member& member : members_) apply(member);
+  let_prompts_wait(print);
+  if (members_.empty()) return;
+  for (const Member& member : members_) append_waiting(*member.set, member.set->cells.size());
   set_rows();
+  make_plan();
+  for (const Member& member : members_) {
+    CellSets::append(*member.set, member.added, print);
+    member.set->cached = member.set->cells.size();
+  }
+  has_plan_ = true;
+}
+
+void Group::make_plan() {
   with_room([&] {
     if (plan_) {
       cache_->update(*plan_, step_rows_);
@@ -68,8 +83,45 @@ void Group::plan_step(const Node& node) {
     }
     return true;
   });
-  for (const Member& member : members_) CellSets::append(*member.set, member.added, print);
-  has_plan_ = true;
+}
+
+/// Of a prompt, this step's token is not in the caches of later layers yet, and nothing says which cell is
+/// its. So a member with many new cells is answered exactly, and appended in its next step, when all are.
+void Group::let_prompts_wait(const CellPrint& print) {
+  std::erase_if(members_, [&](const Member& member) {
+    const auto prompt = static_cast<int>(member.added.size() - member.rows.size());
+    if (prompt < config_.cluster.window_tokens) return false;
+    CellSets::append(*member.set, member.added, print);
+    return true;
+  });
+}
+
+/// Appends tokens that wait, until the cache has the first `count`, in all layers. Piece by piece: what
+/// is pending at once stays in memory.
+void Group::append_waiting(CellSet& set, std::size_t count) {
+  if (set.cached >= count) return;
+  double seconds = 0;
+  {
+    const Stopwatch watch(seconds);
+    while (set.cached < count) {
+      const std::size_t tokens = std::min(kPromptPiece, count - set.cached);
+      const bool is_last = set.cached + tokens == count;
+      step_rows_ = {{.id = set.id,
+                     .num_new_tokens = static_cast<int>(tokens),
+                     .num_query_tokens = 0,
+                     .phase = is_last ? Phase::kPrefillLast : Phase::kPrefill}};
+      make_plan();
+      const CacheRows::Run run{set.stream, std::span(set.cells).subspan(set.cached, tokens)};
+      for (int i = 0; i < num_layers(); ++i) {
+        const LayerShape& shape = shapes_[static_cast<std::size_t>(i)];
+        cache_->append(i, *plan_, keys_.view(shape.key, {&run, 1}),
+                       values_.view(shape.value, {&run, 1}), {.executor = executor_});
+      }
+      set.cached += tokens;
+    }
+  }
+  times_.append += seconds;
+  times_.match -= seconds;
 }
 
 void Group::apply(Member& member) {
@@ -79,18 +131,22 @@ void Group::apply(Member& member) {
     case Member::Origin::kContinued:
       if (member.kept == member.set->cells.size()) return;
       ++counts_.cuts;
-      with_room([&] {
-        cache_->truncate(member.set->id, kept);
-        return true;
-      });
+      if (member.kept < member.set->cached) {
+        with_room([&] {
+          cache_->truncate(member.set->id, kept);
+          return true;
+        });
+      }
       CellSets::cut(*member.set, member.kept);
       return;
     case Member::Origin::kForked: {
       ++counts_.forks;
+      append_waiting(*member.set, member.kept);
       const SequenceId id = with_room([&] { return cache_->fork(member.set->id, kept); });
       CellSet& fork = sets_.add(id, stream);
       fork.cells.assign(member.set->cells.begin(), member.set->cells.begin() + kept);
       fork.prints.assign(member.set->prints.begin(), member.set->prints.begin() + kept);
+      fork.cached = member.kept;
       member.set = &fork;
       return;
     }
@@ -108,11 +164,10 @@ void Group::set_rows() {
     // Blocks of several sequences in one step: the cache's answers were found wrong but for the last one.
     const bool answers = member.is_block && queries <= limits_.max_query_tokens &&
                          (queries == 1 || members_.size() == 1);
-    const bool is_prompt = added - queries >= config_.cluster.window_tokens;
     step_rows_.push_back({.id = member.set->id,
                           .num_new_tokens = added,
                           .num_query_tokens = answers ? queries : 0,
-                          .phase = is_prompt ? Phase::kPrefillLast : Phase::kDecode});
+                          .phase = Phase::kDecode});
     if (answers) attended_.insert(attended_.end(), member.rows.begin(), member.rows.end());
   }
   std::erase_if(exact_, [&](int row) {

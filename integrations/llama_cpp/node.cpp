@@ -144,6 +144,13 @@ TensorView Node::out(int row) const {
                {0, elements(op_.nb[1], op_.type), 1});
 }
 
+ggml_tensor whole_cache(const ggml_tensor& rows) {
+  ggml_tensor cache = rows;
+  cache.data = static_cast<char*>(rows.data) - rows.view_offs;
+  cache.view_offs = 0;
+  return cache;
+}
+
 TensorView stream_view(const ggml_tensor& cache, int stream) {
   const auto* data =
       static_cast<const char*>(cache.data) + static_cast<std::size_t>(stream) * cache.nb[3];

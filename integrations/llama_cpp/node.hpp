@@ -85,6 +85,9 @@ class CacheRows {
   std::vector<std::byte> copy_;
 };
 
+/// The engine's cache of one layer as a node sees it, streams numbered as in the cache; for later steps.
+ggml_tensor whole_cache(const ggml_tensor& rows);
+
 /// All rows of one stream, [cells, kv_heads, head_dim]; not for quantised types.
 TensorView stream_view(const ggml_tensor& cache, int stream);
 bool is_float_type(ggml_type type);

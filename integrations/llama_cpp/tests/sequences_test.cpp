@@ -37,8 +37,9 @@ TEST_P(Sequences, DecodeTogether) {
     for (int i = 0; i < 8; ++i) together(engine, {500 + i, 300 + i}, i);
   });
   EXPECT_EQ(ours.stat("sequences"), 2);
-  EXPECT_EQ(ours.stat("cache_rows"), 7 * 2);
-  EXPECT_EQ(ours.stat("exact_rows"), 2);
+  // The first step learns the layers; the second sees the longer prompt, which waits a step.
+  EXPECT_EQ(ours.stat("cache_rows"), 7 * 2 - 1);
+  EXPECT_EQ(ours.stat("exact_rows"), 2 + 1);
 }
 
 TEST_P(Sequences, DecodeInTurn) {
@@ -128,7 +129,7 @@ TEST_F(PluginTest, LayersWithASlidingWindowAndACacheOfTheirOwnAreNotClustered) {
   });
   EXPECT_EQ(ours.stat("groups"), 1);
   EXPECT_EQ(ours.stat("layers"), 2);  // 3 and 5
-  EXPECT_EQ(ours.stat("cache_rows"), 7 * 2);
+  EXPECT_EQ(ours.stat("cache_rows"), 6 * 2);
 }
 
 TEST_F(PluginTest, LayersWithASlidingWindowInACacheLikeTheOthersAreSeenByWhatLeaves) {
