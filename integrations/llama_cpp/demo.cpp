@@ -129,8 +129,9 @@ void read_prompt(llama_context* context, std::vector<llama_token> prompt, const 
 void complete(llama_context* context, const llama_vocab* vocab, const Options& options) {
   const auto prompt = make_prompt(vocab, options);
   read_prompt(context, prompt, options);
-  // With the plugin, the first step learns the layers and the second clusters the prompt: timed apart.
-  constexpr int kFirst = 2;
+  // With the plugin, the first step learns the layers, the second sees the prompt and the third clusters
+  // it: timed apart.
+  constexpr int kFirst = 3;
   std::string text;
   double first_seconds = 0;
   auto start = std::chrono::steady_clock::now();

@@ -56,6 +56,17 @@ TEST_P(Sequences, DecodeInTurn) {
   EXPECT_EQ(ours.stat("tokens"), 200 + 250 + 300 + 350 + 4 * 4);
 }
 
+TEST_P(Sequences, MayBeginWithTheLast) {
+  const Result ours = expect_equal({}, options(3), [](Engine& engine) {
+    for (int s = 2; s >= 0; --s) engine.prompt(s, 0, 450, s + 1);
+    for (int i = 0; i < 4; ++i) {
+      for (int s = 2; s >= 0; --s) engine.token(s, 450 + i, 9 * i + s);
+    }
+  });
+  // The first of all learns the layers; then each sees its prompt, and answers two or three.
+  EXPECT_EQ(ours.stat("cache_rows"), 2 + 3 + 3);
+}
+
 TEST_P(Sequences, ShareAPrefix) {
   const Result ours = expect_equal({}, options(3), [](Engine& engine) {
     engine.prompt(0, 0, 500, 1);
