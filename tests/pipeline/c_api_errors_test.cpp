@@ -189,6 +189,7 @@ TEST_F(CApiErrors, ExecutorsThatFailLeaveTheCacheAsItWas) {
     ASSERT_TRUE(same_bits(got, twin.step(rows))) << "step " << i;
   }
   EXPECT_GT(failures, 400);
+  EXPECT_EQ(d_.cache.stats().clusters, twin.cache.stats().clusters);
   EXPECT_EQ(d_.cache.stats().kmeans_runs, twin.cache.stats().kmeans_runs);
   EXPECT_EQ(d_.cache.stats().total.attended_tokens, twin.cache.stats().total.attended_tokens);
   d_.plan = {};
