@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "tests/pipeline/lineage.hpp"
+#include "tests/pipeline/news.hpp"
 #include "tests/support/c_cache.hpp"
 #include "tests/support/errors.hpp"
 
@@ -164,6 +165,35 @@ TEST(CApiConfig, ComesBackAsGiven) {
   EXPECT_EQ(got.layers[1], 9);
   wanted.layers = got.layers;
   EXPECT_EQ(std::memcmp(&got, &wanted, sizeof got), 0);
+}
+
+TEST_P(CApi, DecodeStepsAllocateNothing) {
+  if (!kCountsNews) GTEST_SKIP() << "a sanitizer counts for itself";
+  Driver<CCache> d(config_);
+  const SequenceId id = d.add(1);
+  d.prefill(id, 300);
+  (void)d.decode(id);
+  const ckv_step_row row{sizeof row, static_cast<std::int64_t>(id), 1, 1, CKV_DECODE, 0};
+  ckv_layer_call call{sizeof call, d.plan.get(), nullptr, 0, 0};
+  const std::vector<float> rows(2 * 64, 0.5F), query(6 * 64, 0.5F);
+  const CTensor kv(d.kv_view(rows));
+  Output output;
+  const CAttendArgs args({d.query_view(query), make_out(output, 1, 6, 64)});
+  auto selection = c_struct<ckv_selection>();
+  auto error = c_struct<ckv_error>();
+  begin_counting_news();
+  ckv_status status = CKV_OK;
+  const auto did = [&](ckv_status now) { status = now == CKV_OK ? status : now; };
+  for (int i = 0; i < 60; ++i) {
+    did(ckv_cache_update(d.cache.get(), call.plan, &row, 1, nullptr, &error));
+    for (call.layer = 0; call.layer < 2; ++call.layer) {
+      did(ckv_cache_append(d.cache.get(), &call, kv, kv, &error));
+      did(ckv_cache_attend(d.cache.get(), &call, &args.args, &error));
+      did(ckv_cache_select(d.cache.get(), &call, args.query, &selection, &error));
+    }
+  }
+  EXPECT_EQ(end_counting_news(), 0);
+  EXPECT_EQ(status, CKV_OK);
 }
 
 // ------------------------------------------------------------------------------------ threads
