@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <exception>
 #include <new>
 #include <string_view>
@@ -45,8 +44,7 @@ ckv_status status_of(const Error& error) noexcept {
 template <std::size_t N>
 void copy_text(char (&to)[N], std::string_view text) noexcept {
   const std::size_t length = std::min(text.size(), N - 1);
-  std::memcpy(to, text.data(), length);
-  to[length] = '\0';
+  to[text.copy(to, length)] = '\0';
 }
 
 /// Messages of the library begin with the argument and a colon.
