@@ -7,8 +7,8 @@
 //
 // Every call returns a ckv_status and fills `error`, unless that is NULL. After any status but CKV_OK
 // objects are as before; a tensor for results may have been written in part if a callback failed. No
-// exception leaves a call, also none that a callback threw. Nothing is kept per thread: what kv_cache.hpp says about threads holds, a plan being
-// part of its cache.
+// exception leaves a call, also none that a callback threw. Nothing is kept per thread: what
+// kv_cache.hpp says about threads holds, a plan being part of its cache.
 //
 // Errors of every call, not named again: CKV_ARGUMENT_ERROR for a NULL where none is allowed or an
 // unknown struct_size; CKV_OUT_OF_MEMORY; CKV_SHAPE_ERROR and CKV_DTYPE_ERROR for a tensor of another
