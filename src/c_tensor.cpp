@@ -88,7 +88,8 @@ TensorView to_view(const ckv_tensor* tensor, const char* name) {
         "{}: data + byte_offset is not a multiple of {} bytes, expected whole elements", name,
         size_of(view.dtype));
   }
-  view.data = reinterpret_cast<void*>(address);
+  // Added to a pointer, an offset that leaves its memory would be undefined.
+  view.data = reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr)
   return view;
 }
 

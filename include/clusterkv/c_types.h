@@ -8,10 +8,10 @@
 // with CKV_ARGUMENT_ERROR. Enums are int32_t: a value that is none of them is refused as any other.
 #pragma once
 
+// NOLINTBEGIN(readability-identifier-naming,modernize-*): names, typedefs and headers of C
 #include <stddef.h>
 #include <stdint.h>
 
-// NOLINTBEGIN(readability-identifier-naming,modernize-*): names and typedefs of C
 #ifdef __cplusplus
 extern "C" {
 #endif
