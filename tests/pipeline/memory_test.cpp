@@ -73,6 +73,15 @@ class Memory : public ::testing::TestWithParam<Residency> {
   Ledger ledger_;
 };
 
+TEST(MemoryNeeds, NoScratchForWindowsThatCannotFill) {
+  CacheConfig config = small_config(small_model(1, 2, 1));
+  const auto bytes = [&] { return ClusterKVCache::memory_needs(config, Backend::kCpu, {}).device_bytes; };
+  config.cluster.window_tokens = static_cast<int>(config.max_tokens);
+  const std::size_t full = bytes();
+  config.cluster.window_tokens = 1 << 24;
+  EXPECT_EQ(bytes(), full);
+}
+
 TEST_P(Memory, NeedsAreWhatTheConstructorTakes) {
   for (const std::int64_t max_tokens : {1, 700, 5000}) {
     for (const IndexDType dtype : {IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32}) {
