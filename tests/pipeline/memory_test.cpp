@@ -75,7 +75,9 @@ class Memory : public ::testing::TestWithParam<Residency> {
 
 TEST(MemoryNeeds, NoScratchForWindowsThatCannotFill) {
   CacheConfig config = small_config(small_model(1, 2, 1));
-  const auto bytes = [&] { return ClusterKVCache::memory_needs(config, Backend::kCpu, {}).device_bytes; };
+  const auto bytes = [&] {
+    return ClusterKVCache::memory_needs(config, Backend::kCpu, {}).device_bytes;
+  };
   config.cluster.window_tokens = static_cast<int>(config.max_tokens);
   const std::size_t full = bytes();
   config.cluster.window_tokens = 1 << 24;
