@@ -4,7 +4,7 @@
 set(CLUSTERKV_ISAS portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   if(CLUSTERKV_WIDEST STREQUAL avx512)
-    list(APPEND CLUSTERKV_ISAS avx2 avx512 avx512bf16)
+    list(APPEND CLUSTERKV_ISAS avx2 avx512 avx512vnni)
   elseif(CLUSTERKV_WIDEST STREQUAL avx2)
     list(APPEND CLUSTERKV_ISAS avx2)
     add_compile_definitions(CLUSTERKV_WITHOUT_AVX512)
@@ -19,7 +19,7 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   # GCC 12 finds its own _mm512_undefined_ps() uninitialised (GCC bug 105593).
   list(APPEND avx512_flags -Wno-maybe-uninitialized -Wno-uninitialized)
 endif()
-set(avx512bf16_flags ${avx512_flags} -mavx512bf16 -mavx512vnni)
+set(avx512vnni_flags ${avx512_flags} -mavx512vnni)
 
 file(GLOB cpu_ops CONFIGURE_DEPENDS kernels/*/cpu/*.cpp)
 list(FILTER cpu_ops EXCLUDE REGEX kernels/common/)

@@ -43,8 +43,9 @@ struct Resources {
 /// a graph, which serves the later steps of its plan: pad rows to the captured number, keep the tensors
 /// where they are, and call update() outside. docs/recall.md says who waits for whom.
 ///
-/// Thread safety: const calls may run beside each other; any other call needs the caller's order.
-/// Different caches are independent.
+/// Thread safety: const calls may run beside each other; any other call, also attend() of another layer,
+/// needs the caller's order. Different caches are independent, if their executors are: a pool serves one
+/// call at a time.
 class ClusterKVCache {
  public:
   /// Whether the configuration can run on the backend. Never throws; takes no memory.

@@ -27,11 +27,14 @@ std::size_t area_bytes(int num_tokens, int num_clusters, int head_dim) {
 /// Scratch of the segments whose size is known beforehand.
 std::size_t initial_area(const CacheConfig& config) {
   const ClusterConfig& c = config.cluster;
-  const int window_clusters =
-      cluster::num_clusters(c.window_tokens, c.tokens_per_cluster, c.min_window_clusters);
-  const int segment_clusters = cluster::num_clusters(c.segment_tokens, c.tokens_per_cluster, 1);
-  return std::max(area_bytes(c.window_tokens, window_clusters, config.model.head_dim),
-                  area_bytes(c.segment_tokens, segment_clusters, config.model.head_dim));
+  const auto area = [&config](int tokens, int min_clusters) {
+    // No more than there are tokens to seal.
+    const int most = static_cast<int>(std::min<std::int64_t>(tokens, config.max_tokens));
+    return area_bytes(most,
+                      cluster::num_clusters(most, config.cluster.tokens_per_cluster, min_clusters),
+                      config.model.head_dim);
+  };
+  return std::max(area(c.window_tokens, c.min_window_clusters), area(c.segment_tokens, 1));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds and runs the consumer against an installed library, or with the library in its own build.
+# Builds and runs the consumers against an installed library, or with the library in its own build.
 set(work ${WORK}/${WAY})
 file(REMOVE_RECURSE ${work})
 set(arguments -S ${SOURCE}/tests/consumer/project -B ${work}/build -G Ninja
@@ -15,3 +15,4 @@ endif()
 execute_process(COMMAND ${CMAKE_COMMAND} ${arguments} COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${CMAKE_COMMAND} --build ${work}/build COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${work}/build/consumer COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${work}/build/consumer_c COMMAND_ERROR_IS_FATAL ANY)

@@ -8,6 +8,8 @@ import check
 
 CASES = {
     "include/clusterkv/a.hpp": '#include "src/core.hpp"',
+    "include/clusterkv/c_a.h": '#include "clusterkv/types.hpp"',
+    "src/c_a.cpp": '#include "src/core.hpp"',
     "kernels/select/select.hpp": '#include "kernels/attend/attend.hpp"',
     "kernels/common/a.hpp": '#include "kernels/select/select.hpp"',
     "kernels/attend/cpu/a.cpp": '#include "kernels/attend/cuda/a.cuh"',

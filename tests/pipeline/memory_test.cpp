@@ -3,58 +3,17 @@
 // Where memory comes from, how much of it, when, and what happens when there is none.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <new>
 #include <shared_mutex>
 #include <thread>
 
+#include "tests/pipeline/news.hpp"
 #include "tests/support/cache_fixture.hpp"
 #include "tests/support/errors.hpp"
 #include "tests/support/lock_count.hpp"
-
-namespace {
-
-std::atomic<bool> counting{false};
-std::atomic<int> news{0};
-
-[[maybe_unused]] void* counted(std::size_t bytes, std::size_t alignment) {
-  if (counting) ++news;
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment;
-  void* data = std::aligned_alloc(alignment, rounded * alignment);
-  if (data == nullptr) throw std::bad_alloc();
-  return data;
-}
-
-}  // namespace
-
-// A sanitizer brings its own; there the test that needs these is skipped.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kCountsNews = false;
-#else
-constexpr bool kCountsNews = true;
-void* operator new(std::size_t bytes) {
-  return counted(bytes, alignof(std::max_align_t));
-}
-void* operator new(std::size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* data) noexcept {
-  std::free(data);
-}
-void operator delete(void* data, std::size_t) noexcept {
-  std::free(data);
-}
-void operator delete(void* data, std::align_val_t) noexcept {
-  std::free(data);
-}
-void operator delete(void* data, std::size_t, std::align_val_t) noexcept {
-  std::free(data);
-}
-#endif
 
 namespace clusterkv::testing {
 namespace {
@@ -113,6 +72,17 @@ class Memory : public ::testing::TestWithParam<Residency> {
   CacheConfig config_ = config_of(GetParam());
   Ledger ledger_;
 };
+
+TEST(MemoryNeeds, NoScratchForWindowsThatCannotFill) {
+  CacheConfig config = small_config(small_model(1, 2, 1));
+  const auto bytes = [&] {
+    return ClusterKVCache::memory_needs(config, Backend::kCpu, {}).device_bytes;
+  };
+  config.cluster.window_tokens = static_cast<int>(config.max_tokens);
+  const std::size_t full = bytes();
+  config.cluster.window_tokens = 1 << 24;
+  EXPECT_EQ(bytes(), full);
+}
 
 TEST_P(Memory, NeedsAreWhatTheConstructorTakes) {
   for (const std::int64_t max_tokens : {1, 700, 5000}) {
@@ -285,12 +255,11 @@ TEST_P(Memory, DecodeStepsAllocateNothingAndLockNothing) {
     loop.step(0);
     const int made = ledger_.allocations();
     const std::int64_t segments = loop.segments();
-    news = 0;
     for (int i = 1; i <= 400; ++i) {
       begin_counting_locks();
-      counting = true;
+      begin_counting_news();
       loop.step(i);
-      counting = false;
+      const int news = end_counting_news();
       ASSERT_EQ(end_counting_locks(), 0) << "in step " << i;
       ASSERT_EQ(news, 0) << "in step " << i;
     }

@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/common/cpu/isa.hpp"
 #include "tests/pipeline/model_config.hpp"
 #include "tests/reference/naive_cache.hpp"
 #include "tests/support/cache_fixture.hpp"
@@ -145,17 +144,13 @@ class ModelChecks {
         compare(ours, wanted, out.view().dtype);
         require(lse == nullptr ||
                     std::abs(our_lse - wanted.lse) <
-                        precision() * std::max(1.0, std::abs(wanted.lse)) + wanted.lse_slack,
+                        kPrecision * std::max(1.0, std::abs(wanted.lse)) + wanted.lse_slack,
                 "LSE " + std::to_string(our_lse) + ", not " + std::to_string(wanted.lse));
       }
     });
   }
 
-  /// fp32 sums leave 2e-5. Where bf16 keys are multiplied as they are, queries are two bf16 numbers each,
-  /// exact up to 2^-17, and logits of 30 leave 1e-4.
-  [[nodiscard]] double precision() const {
-    return model().kv_dtype == DType::kBF16 && cpu_isa() == Isa::kAvx512Bf16 ? 1e-4 : 2e-5;
-  }
+  static constexpr double kPrecision = 2e-5;  ///< that fp32 sums leave
 
   /// Half precision rounds each element once more.
   void compare(const Vec& ours, const NaiveOutput& wanted, DType dtype) const {
@@ -166,7 +161,7 @@ class ModelChecks {
       norm += std::pow(wanted.out[d], 2);
     }
     const double rounding = dtype == DType::kF32 ? 0 : dtype == DType::kF16 ? 4.9e-4 : 3.9e-3;
-    const double limit = (precision() + rounding) * std::sqrt(norm) + wanted.out_slack;
+    const double limit = (kPrecision + rounding) * std::sqrt(norm) + wanted.out_slack;
     require(std::sqrt(difference) <= limit,
             "an output differs by " + std::to_string(std::sqrt(difference)) + " of " +
                 std::to_string(std::sqrt(norm)) + ", allowed " + std::to_string(limit));

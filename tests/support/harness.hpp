@@ -155,7 +155,7 @@ class Harness {
   }
 
   Cache cache;
-  DecodePlan plan;
+  decltype(cache.plan({}, {}, {}, {})) plan;
 
  private:
   std::byte* take(std::size_t bytes, Device::Kind kind) {

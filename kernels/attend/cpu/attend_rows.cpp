@@ -2,7 +2,7 @@
 //
 // attend_rows (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
-// Mapping: tiles of kTileRows rows; each row is widened once for all heads of a pass.
+// Mapping: tiles of kTileRows rows, in RowOrder; each row is widened once for all heads of a pass.
 // Bound:   memory when rows are far apart, else conversion and arithmetic.
 #include <algorithm>
 
@@ -48,9 +48,13 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
   const std::int64_t step = rows_per_piece(finder.count(), kCpuPieceRows);
   const std::int64_t begin = piece * step;
   const std::int64_t count = std::min(finder.count() - begin, step);
-  const auto find = [rows = PieceRows(p, row, selection_head, finder, begin)](
+  const SequenceView& sequence = p.rows[row];
+  // Those that every query token sees.
+  const RowOrder order(
+      std::clamp<std::int64_t>(num_seen_rows(p, sequence, finder.count(), 0) - begin, 0, count));
+  const auto find = [order, rows = PieceRows(p, row, selection_head, finder, begin)](
                         std::int64_t i, const std::byte*& key, const std::byte*& value) {
-    key = rows.key(i);
+    key = rows.key(order(i));
     value = key + kHeadDim * size_of(kDType);
   };
   using State = SoftmaxState<kDType, kHeadDim>;
@@ -61,7 +65,6 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
   const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
   const Queries<kDType, kHeadDim> queries(query, heads);
   State state(queries, heads, p.softmax_scale * kLog2E);
-  const SequenceView& sequence = p.rows[row];
   const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
   for (std::int64_t first = 0; first < count;) {
     for (int g = 0; g < heads; ++g) {

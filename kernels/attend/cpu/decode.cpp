@@ -34,12 +34,13 @@ class TokenFinder {
     } else {
       count_ = p.lengths.empty() ? p.key.shape[1] : i32_at(p.lengths, row * p.lengths.stride[0]);
     }
+    order_ = RowOrder(count_);
   }
 
   [[nodiscard]] std::int64_t count() const { return count_; }
 
   void operator()(std::int64_t i, const std::byte*& key, const std::byte*& value) const {
-    const std::int64_t token = token_at(i);
+    const std::int64_t token = token_at(order_(i));
     key = key_.first + token * key_.step;
     value = value_.first + token * value_.step;
   }
@@ -66,6 +67,7 @@ class TokenFinder {
   Tokens key_;
   Tokens value_;
   std::int64_t count_;
+  RowOrder order_{0};
 };
 
 /// Running total of one query head over pieces.

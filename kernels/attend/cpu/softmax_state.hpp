@@ -20,6 +20,24 @@ inline constexpr int kTileRows = 16;
 /// How far ahead rows are brought into the cache.
 inline constexpr int kFetchRows = kTileRows / 2;
 
+/// Rows are taken from kStreams places in turn, each read from one end to the other: hardware fetches ahead
+/// in every page that is being read, but no further than the page (docs/performance.md).
+class RowOrder {
+ public:
+  /// Of `num_rows` rows; those left over come last, in order.
+  explicit RowOrder(std::int64_t num_rows)
+      : stride_(num_rows / kStreams), spread_(stride_ * kStreams) {}
+
+  [[nodiscard]] CLUSTERKV_SIMD std::int64_t operator()(std::int64_t i) const {
+    return i < spread_ ? i % kStreams * stride_ + i / kStreams : i;
+  }
+
+ private:
+  static constexpr std::int64_t kStreams = 4;
+  std::int64_t stride_;
+  std::int64_t spread_;
+};
+
 /// Rows of one tile, wherever they lie, and the rows after them that are fetched meanwhile.
 struct RowTile {
   int count = 0;
@@ -85,38 +103,16 @@ CLUSTERKV_SIMD void in_lane_order(const Fn& fn) {
   }
 }
 
-/// The queries of a pass, in the forms that products with keys take.
+/// The queries of a pass, as products with keys take them.
 template <DType kDType, int kHeadDim>
 struct Queries {
-  /// bf16 keys are multiplied as they lie, by queries split into two bf16 planes, q = high + low up to
-  /// 2^-17: one instruction a plane instead of a conversion and two fused multiply-adds. Engines give
-  /// queries in bf16, and then the low plane is zero and left out.
-  static constexpr bool kPaired =
-      simd::kHasPairDot && kDType == DType::kBF16 && kHeadDim % simd::kLanes == 0;
-  static constexpr int kPlaneDim = (kHeadDim + 31) / 32 * 32;
-
   Queries(const float* query, int heads) {
     for (int g = 0; g < heads; ++g, query += kHeadDim) {
-      if constexpr (kPaired) {
-        split(query, high[g], low[g]);
-      } else {
-        in_lane_order<kDType, kHeadDim>([&](int to, int from) { lanes[g][to] = query[from]; });
-      }
+      in_lane_order<kDType, kHeadDim>([&](int to, int from) { lanes[g][to] = query[from]; });
     }
   }
 
-  void split(const float* query, std::uint16_t* to_high, std::uint16_t* to_low) {
-    float rest[kHeadDim];
-    for (int d = 0; d < kHeadDim; ++d) to_high[d] = float_to_bf16(query[d]);
-    for (int d = 0; d < kHeadDim; ++d) rest[d] = query[d] - bf16_to_float(to_high[d]);
-    for (int d = 0; d < kHeadDim; ++d) to_low[d] = float_to_bf16(rest[d]);
-    for (int d = 0; d < kHeadDim; ++d) has_low = has_low || rest[d] != 0.0F;
-  }
-
-  alignas(64) float lanes[kPaired ? 1 : kMaxPassHeads][kPaired ? 1 : kHeadDim];
-  bool has_low = false;
-  alignas(64) std::uint16_t high[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
-  alignas(64) std::uint16_t low[kPaired ? kMaxPassHeads : 1][kPaired ? kPlaneDim : 1] = {};
+  alignas(64) float lanes[kMaxPassHeads][kHeadDim];
 };
 
 /// m in units of log2; l = sum of 2^(x - m); o = sum of 2^(x - m) v.
@@ -137,7 +133,7 @@ class SoftmaxState {
   }
 
   void add(const RowTile& tile) {
-    query_.has_low ? score<2>(tile) : score<1>(tile);
+    score(tile);
     for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
     add_values(tile);
   }
@@ -156,28 +152,24 @@ class SoftmaxState {
   template <int kGroup>
   static constexpr int kFlight = simd::kParts == 1 || kGroup < 4 ? 4 : 2;
 
-  template <int kPlanes>
   void score(const RowTile& tile) {
     for (int row = 0; row < tile.count; row += kRows) {
       fetch_rows(tile, kFetchRows + row / 2, kRows / 2);
       const std::byte* const* key = tile.key + row;
       int g = 0;
-      for (; g + 4 <= heads_; g += 4) score_heads<kPlanes, 4>(key, g, row);
-      for (; g + 2 <= heads_; g += 2) score_heads<kPlanes, 2>(key, g, row);
-      for (; g < heads_; ++g) score_heads<kPlanes, 1>(key, g, row);
+      for (; g + 4 <= heads_; g += 4) score_heads<4>(key, g, row);
+      for (; g + 2 <= heads_; g += 2) score_heads<2>(key, g, row);
+      for (; g < heads_; ++g) score_heads<1>(key, g, row);
     }
   }
 
-  template <int kPlanes, int kGroup>
+  template <int kGroup>
   CLUSTERKV_SIMD void score_heads(const std::byte* const* key, int first_head, int row) {
-    if constexpr (Queries<kDType, kHeadDim>::kPaired) {
-      simd::Floats sum[kGroup][kRows];
-      multiply_pairs<kPlanes>(key, first_head, sum);
-      write_scores(sum, first_head, row);
-    } else {
-      simd::Part sum[kGroup][kRows];
-      for (int r = 0; r < kRows; r += kFlight<kGroup>) multiply(key, first_head, r, sum);
-      write_scores(sum, first_head, row);
+    simd::Part sum[kGroup][kRows];
+    for (int r = 0; r < kRows; r += kFlight<kGroup>) multiply(key, first_head, r, sum);
+    for (int g = 0; g < kGroup; ++g) {
+      const simd::Quad dots = simd::part_sums(sum[g][0], sum[g][1], sum[g][2], sum[g][3]) * scale_;
+      std::memcpy(x_[first_head + g] + row, &dots, sizeof dots);
     }
   }
 
@@ -206,49 +198,6 @@ class SoftmaxState {
     for (int g = 0; g < kGroup; ++g) {
       for (int r = 0; r < kCount; ++r) sum[g][row + r] = lanes[g][r];
     }
-  }
-
-  template <int kPlanes, int kGroup>
-  CLUSTERKV_SIMD void multiply_pairs(const std::byte* const* key, int first_head,
-                                     simd::Floats (&sum)[kGroup][kRows]) const {
-    for (auto& head : sum) {
-      for (simd::Floats& lanes : head) lanes = simd::broadcast(0.0F);
-    }
-    for (int d = 0; d < kHeadDim; d += simd::kPairLanes) {
-      const bool whole = d + simd::kPairLanes <= kHeadDim;
-      simd::Pairs pairs[kRows];
-      for (int r = 0; r < kRows; ++r) {
-        pairs[r] = whole ? simd::load_pairs(key[r] + 2 * d) : simd::load_half_pairs(key[r] + 2 * d);
-      }
-      for (int g = 0; g < kGroup; ++g) {
-        for (int plane = 0; plane < kPlanes; ++plane) {
-          const auto& from = plane == 0 ? query_.high : query_.low;
-          const simd::Pairs q =
-              simd::load_pairs(reinterpret_cast<const std::byte*>(from[first_head + g] + d));
-          for (int r = 0; r < kRows; ++r) sum[g][r] = simd::dot_pairs(sum[g][r], pairs[r], q);
-        }
-      }
-    }
-  }
-
-  template <int kGroup>
-  CLUSTERKV_SIMD void write_scores(const simd::Floats (&sum)[kGroup][kRows], int first_head,
-                                   int row) {
-    simd::Quad dots[kGroup][1];
-    simd::tree_sums(sum, dots);
-    for (int g = 0; g < kGroup; ++g) write_dots(dots[g][0], first_head + g, row);
-  }
-  template <int kGroup>
-  CLUSTERKV_SIMD void write_scores(const simd::Part (&sum)[kGroup][kRows], int first_head,
-                                   int row) {
-    for (int g = 0; g < kGroup; ++g) {
-      const auto& of = sum[g];
-      write_dots(simd::part_sums(of[0], of[1], of[2], of[3]), first_head + g, row);
-    }
-  }
-  CLUSTERKV_SIMD void write_dots(simd::Quad dots, int g, int row) {
-    const simd::Quad scaled = dots * scale_;
-    std::memcpy(x_[g] + row, &scaled, sizeof scaled);
   }
 
   /// Logits of head g become weights; what was summed before moves to the new maximum.

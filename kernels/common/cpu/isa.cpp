@@ -32,9 +32,8 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
          __builtin_cpu_supports("avx512vl") != 0;
 }
-bool has_bf16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bf16") != 0 &&
-         __builtin_cpu_supports("avx512vnni") != 0;
+bool has_vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
 }
 #else
 bool has_avx2() {
@@ -43,7 +42,7 @@ bool has_avx2() {
 bool has_avx512() {
   return false;
 }
-bool has_bf16() {
+bool has_vnni() {
   return false;
 }
 #endif
@@ -65,7 +64,7 @@ Isa choose() {
 }  // namespace
 
 const char* name_of(Isa isa) noexcept {
-  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512vnni"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -75,13 +74,13 @@ bool is_offered(Isa isa) noexcept {
 #elif defined(CLUSTERKV_WITHOUT_AVX512)
   constexpr Isa kWidest = Isa::kAvx2;
 #else
-  constexpr Isa kWidest = Isa::kAvx512Bf16;
+  constexpr Isa kWidest = Isa::kAvx512Vnni;
 #endif
   if (isa > kWidest) return false;
   switch (isa) {
     case Isa::kAvx2: return has_avx2();
     case Isa::kAvx512: return has_avx512();
-    case Isa::kAvx512Bf16: return has_bf16();
+    case Isa::kAvx512Vnni: return has_vnni();
     default: return true;
   }
 }

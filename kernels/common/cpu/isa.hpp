@@ -9,10 +9,10 @@
 
 namespace clusterkv {
 
-enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Bf16 };
-inline constexpr std::array kIsas{Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16};
+enum class Isa : std::uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+inline constexpr std::array kIsas{Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni};
 
-/// portable, avx2, avx512, avx512bf16
+/// portable, avx2, avx512, avx512vnni
 const char* name_of(Isa isa) noexcept;
 
 /// Whether its ops are compiled in and this CPU can run them.
@@ -31,7 +31,7 @@ template <class Ops>
 const Ops& ops_of(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__) && !defined(CLUSTERKV_WITHOUT_AVX512)
-    case Isa::kAvx512Bf16: return ops_of<Ops, Isa::kAvx512Bf16>();
+    case Isa::kAvx512Vnni: return ops_of<Ops, Isa::kAvx512Vnni>();
     case Isa::kAvx512: return ops_of<Ops, Isa::kAvx512>();
 #endif
 #if defined(__x86_64__) && !defined(CLUSTERKV_WITHOUT_AVX2)

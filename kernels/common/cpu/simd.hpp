@@ -28,7 +28,7 @@ inline namespace CLUSTERKV_ISA {
 namespace isa_named {  // as CLUSTERKV_ISA spells them
 // NOLINTBEGIN(readability-identifier-naming)
 inline constexpr Isa portable = Isa::kPortable, avx2 = Isa::kAvx2, avx512 = Isa::kAvx512,
-                     avx512bf16 = Isa::kAvx512Bf16;
+                     avx512vnni = Isa::kAvx512Vnni;
 // NOLINTEND(readability-identifier-naming)
 }  // namespace isa_named
 /// The instruction set of this translation unit.
@@ -404,33 +404,6 @@ CLUSTERKV_SIMD IntPart dot_words(IntPart sum, Words a, Words b) {
   return sum;
 #endif
 }
-
-// ------------------------------------------------------------------------- products of bf16 rows
-inline constexpr int kPairLanes = 32;
-
-#if defined(__AVX512BF16__)
-inline constexpr bool kHasPairDot = true;
-using Pairs = __m512bh;
-
-/// 32 elements of a bf16 row, or the last 16 of one and zeros.
-CLUSTERKV_SIMD Pairs load_pairs(const std::byte* from) {
-  return reinterpret_cast<Pairs>(_mm512_loadu_si512(from));
-}
-CLUSTERKV_SIMD Pairs load_half_pairs(const std::byte* from) {
-  return reinterpret_cast<Pairs>(_mm512_maskz_loadu_epi16(0xffffU, from));
-}
-/// Adds products of neighbours to 16 sums.
-CLUSTERKV_SIMD Floats dot_pairs(const Floats& sum, Pairs a, Pairs b) {
-  return {_mm512_dpbf16_ps(sum.part[0], a, b)};
-}
-#else
-// Not defined: nothing may use them.
-inline constexpr bool kHasPairDot = false;
-struct Pairs {};
-Pairs load_pairs(const std::byte* from);
-Pairs load_half_pairs(const std::byte* from);
-Floats dot_pairs(const Floats& sum, Pairs a, Pairs b);
-#endif
 
 // ------------------------------------------------------------- math.hpp, the same bits in each lane
 CLUSTERKV_SIMD Floats exp2_fixed(const Floats& x) {
