@@ -34,7 +34,7 @@ StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimi
   s.block_sums = carver.take<BlockSums>(sums);
   s.partials.heads = carver.take<attend::PartialHead>(pieces);
   s.partials.outputs = carver.take<float>(pieces * m.head_dim);
-  s.partials.num_q_heads = m.num_q_heads;
+  s.partials.num_q_heads = m.num_q_heads * limits.max_query_tokens;
   s.partials.head_dim = m.head_dim;
   s.tail_mass = carver.take<float>(heads);
   s.kept = carver.take<std::int64_t>(Size(limits.max_rows) * s.lists.selection_heads);

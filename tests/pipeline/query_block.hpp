@@ -66,24 +66,30 @@ void expect_tokens_alone_agree(const CacheConfig& config, int tokens) {
 /// Rows of a batch with other numbers of queries, padding among them, are what they are alone.
 template <class Place>
 void expect_ragged_batches_agree(const CacheConfig& config) {
-  Place alone(config, block_limits());
-  const SequenceId one = begin_life(alone.driver, 7);
-  const auto wanted = alone.driver.step({{one, 5, 3}});
+  const auto alone = [&config](std::uint64_t seed, int new_tokens, int queries) {
+    Place place(config, block_limits());
+    const SequenceId id = begin_life(place.driver, seed);
+    return place.driver.step({{id, new_tokens, queries}});
+  };
+  const auto first = alone(8, 4, 4);
+  const auto last = alone(7, 5, 3);
   Place batch(config, block_limits());
   const SequenceId other = begin_life(batch.driver, 8);
   const SequenceId id = begin_life(batch.driver, 7);
   const SequenceId silent = begin_life(batch.driver, 9);
   const auto outputs =
-      batch.driver.step({{other, 1, 1}, {kNoSequence, 2, 2}, {silent, 4, 0}, {id, 5, 3}});
+      batch.driver.step({{other, 4, 4}, {kNoSequence, 2, 2}, {silent, 4, 0}, {id, 5, 3}});
   const int q_heads = config.model.num_q_heads;
   for (std::size_t layer = 0; layer < outputs.size(); ++layer) {
-    ASSERT_EQ(outputs[layer].lse.size(), static_cast<std::size_t>(6 * q_heads));
-    for (int token = 0; token < 3; ++token) {
-      EXPECT_TRUE(same_bits({output_row(outputs[layer], 3 + token, q_heads)},
-                            {output_row(wanted[layer], token, q_heads)}))
-          << layer << " " << token;
-    }
-    for (const int padding : {1, 2}) {
+    ASSERT_EQ(outputs[layer].lse.size(), static_cast<std::size_t>(9 * q_heads));
+    const auto expect_row = [&](int row, const Output& wanted, int token) {
+      EXPECT_TRUE(same_bits({output_row(outputs[layer], row, q_heads)},
+                            {output_row(wanted, token, q_heads)}))
+          << layer << " " << row;
+    };
+    for (int token = 0; token < 4; ++token) expect_row(token, first[layer], token);
+    for (int token = 0; token < 3; ++token) expect_row(6 + token, last[layer], token);
+    for (const int padding : {4, 5}) {
       for (const float x : output_row(outputs[layer], padding, q_heads).out) EXPECT_EQ(x, 0.0F);
       for (const float x : output_row(outputs[layer], padding, q_heads).lse)
         EXPECT_EQ(x, -INFINITY);
