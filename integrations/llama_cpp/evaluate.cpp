@@ -30,7 +30,8 @@ struct Options {
   int context = 7680, last = 512, passages = 3;
   // retrieval
   std::vector<int> lengths = {2000, 3500, 5000, 7000};
-  int depths = 10, repeats = 3;
+  std::vector<int> repeats = {4, 3, 2, 1};
+  int depths = 10;
 };
 
 /// Who answers: the engine, or the plugin with a budget. Read by the plugin when a context is made.
@@ -55,6 +56,19 @@ std::vector<Attention> attentions(const Options& options) {
   }
   return all;
 }
+
+/// A story with a fact at one of the depths, and a question in the model's own form of a talk.
+struct Hidden {
+  Tokens plain;  ///< without the fact; up to it, what all depths share
+  Tokens fact, question;
+
+  [[nodiscard]] std::size_t place(int depth, int depths) const {
+    const std::size_t begin = plain.size() - story;
+    if (depths == 1) return begin + story / 2;
+    return begin + story * static_cast<std::size_t>(depth) / static_cast<std::size_t>(depths - 1);
+  }
+  std::size_t story = 0;  ///< tokens, the last ones of `plain`
+};
 
 class Evaluation {
  public:
@@ -85,8 +99,8 @@ class Evaluation {
                                 const std::vector<std::uint8_t>& state,
                                 std::span<const llama_token> tokens) const;
   json perplexity_of(std::size_t number);
-  [[nodiscard]] Tokens hide(const std::string& number, int length, int depth, int repeat) const;
-  json ask(const std::string& number, int length, int depth, int repeat);
+  [[nodiscard]] Hidden hide(const std::string& number, int length, int repeat, int repeats) const;
+  json ask(int length, int repeat, int repeats, std::mt19937& random);
   std::string answer(const Attention& attention, SessionOptions of,
                      const std::vector<std::uint8_t>& state,
                      std::span<const llama_token> rest) const;
@@ -178,8 +192,7 @@ json Evaluation::perplexity_of(std::size_t number) {
     results.push_back(result);
   };
   for (const Attention& attention : attentions(options_)) {
-    add(attention.name(),
-        attention.preset.empty() ? engine : logits_of(attention, of, state, fed));
+    add(attention.name(), attention.preset.empty() ? engine : logits_of(attention, of, state, fed));
   }
   SessionOptions plain = of;
   plain.flash = false;  // of another state: values lie transposed
@@ -197,25 +210,19 @@ json Evaluation::perplexity() {
 
 // ----------------------------------------------------------------------------------- retrieval
 
-/// A passage with a fact at one of the depths, and a question in the model's own form of a talk.
-Tokens Evaluation::hide(const std::string& number, int length, int depth, int repeat) const {
-  const Tokens fact = model_.tokenize(
+Hidden Evaluation::hide(const std::string& number, int length, int repeat, int repeats) const {
+  Hidden hidden;
+  hidden.plain = model_.tokenize("<|im_start|>user\n", false);
+  hidden.fact = model_.tokenize(
       fmt::format("\nThe pass key is {0}. Remember it. {0} is the pass key.\n", number), false);
-  Tokens prompt = model_.tokenize("<|im_start|>user\n", false);
-  const Tokens question = model_.tokenize(
+  hidden.question = model_.tokenize(
       "\nWhat is the pass key?<|im_end|>\n<|im_start|>assistant\nThe pass key is", false);
-  const auto room = static_cast<std::size_t>(length) - prompt.size() - fact.size() - question.size();
-  const auto story = passage(static_cast<std::size_t>(repeat),
-                             static_cast<std::size_t>(options_.repeats), room);
-  const std::size_t before =
-      options_.depths > 1
-          ? room * static_cast<std::size_t>(depth) / static_cast<std::size_t>(options_.depths - 1)
-          : room / 2;
-  prompt.insert(prompt.end(), story.begin(), story.begin() + static_cast<std::ptrdiff_t>(before));
-  prompt.insert(prompt.end(), fact.begin(), fact.end());
-  prompt.insert(prompt.end(), story.begin() + static_cast<std::ptrdiff_t>(before), story.end());
-  prompt.insert(prompt.end(), question.begin(), question.end());
-  return prompt;
+  hidden.story = static_cast<std::size_t>(length) - hidden.plain.size() - hidden.fact.size() -
+                 hidden.question.size();
+  const auto story =
+      passage(static_cast<std::size_t>(repeat), static_cast<std::size_t>(repeats), hidden.story);
+  hidden.plain.insert(hidden.plain.end(), story.begin(), story.end());
+  return hidden;
 }
 
 /// The plugin clusters a prompt in the third step after it, so some of the question is read a token at a
@@ -240,31 +247,52 @@ std::string Evaluation::answer(const Attention& attention, SessionOptions of,
   return text;
 }
 
-json Evaluation::ask(const std::string& number, int length, int depth, int repeat) {
-  const Tokens prompt = hide(number, length, depth, repeat);
+/// The story is computed once, and from the fact on again for each depth.
+json Evaluation::ask(int length, int repeat, int repeats, std::mt19937& random) {
   const SessionOptions of = session(length + kAnswerTokens + 8);
-  const auto state = remember(std::span(prompt).first(prompt.size() - kReadSingly), of);
-  json answers = json::object();
-  for (const Attention& attention : attentions(options_)) {
-    answers[attention.name()] =
-        answer(attention, of, state, std::span(prompt).last(kReadSingly));
+  const Tokens plain = hide("00000", length, repeat, repeats).plain;
+  const auto shared = remember(plain, of);
+  json results = json::array();
+  for (int depth = 0; depth < options_.depths; ++depth) {
+    const auto number = std::to_string(10000 + random() % 90000);
+    const Hidden hidden = hide(number, length, repeat, repeats);
+    if (hidden.plain != plain) throw std::runtime_error("numbers differ in tokens");
+    const std::size_t place = hidden.place(depth, options_.depths);
+    Tokens rest = hidden.fact;
+    rest.insert(rest.end(), hidden.plain.begin() + static_cast<std::ptrdiff_t>(place),
+                hidden.plain.end());
+    rest.insert(rest.end(), hidden.question.begin(), hidden.question.end());
+    Attention{}.choose();
+    Session engine(model_, of);
+    engine.restore(shared);
+    engine.cut(place);
+    engine.read(std::span(rest).first(rest.size() - kReadSingly));
+    const auto state = engine.state();
+    json answers = json::object();
+    for (const Attention& attention : attentions(options_)) {
+      answers[attention.name()] = answer(attention, of, state, std::span(rest).last(kReadSingly));
+    }
+    fmt::print(stderr, "{} tokens, depth {}, {}: {}\n", length, depth, number, answers.dump());
+    results.push_back(
+        {{"length", length}, {"depth", depth}, {"number", number}, {"answers", answers}});
   }
-  fmt::print(stderr, "{} tokens, depth {}, {}: {}\n", length, depth, number, answers.dump());
-  return {{"length", length}, {"depth", depth}, {"number", number}, {"answers", answers}};
+  return results;
 }
 
 json Evaluation::retrieval() {
+  if (options_.lengths.size() != options_.repeats.size()) {
+    throw std::runtime_error("--repeats: as many as --lengths");
+  }
   std::mt19937 random(1);
   json results = json::array();
-  for (const int length : options_.lengths) {
-    for (int depth = 0; depth < options_.depths; ++depth) {
-      for (int repeat = 0; repeat < options_.repeats; ++repeat) {
-        const auto number = std::to_string(10000 + random() % 90000);
-        results.push_back(ask(number, length, depth, repeat));
+  for (std::size_t i = 0; i < options_.lengths.size(); ++i) {
+    for (int repeat = 0; repeat < options_.repeats[i]; ++repeat) {
+      for (json& result : ask(options_.lengths[i], repeat, options_.repeats[i], random)) {
+        results.push_back(std::move(result));
       }
     }
   }
-  return {{"results", results}};
+  return {{"depths", options_.depths}, {"results", results}};
 }
 
 void add_options(CLI::App& app, Options& options) {
@@ -283,7 +311,7 @@ void add_options(CLI::App& app, Options& options) {
   CLI::App* retrieval = app.add_subcommand("retrieval", "of a number that was hidden in a text");
   retrieval->add_option("--lengths", options.lengths, "tokens of a prompt")->delimiter(',');
   retrieval->add_option("--depths", options.depths, "places in the text");
-  retrieval->add_option("--repeats", options.repeats, "passages for each length and depth");
+  retrieval->add_option("--repeats", options.repeats, "passages of each length")->delimiter(',');
 }
 
 }  // namespace

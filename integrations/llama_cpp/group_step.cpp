@@ -161,9 +161,7 @@ void Group::set_rows() {
   for (const Member& member : members_) {
     const int queries = static_cast<int>(member.rows.size());
     const int added = static_cast<int>(member.added.size());
-    // Blocks of several sequences in one step: the cache's answers were found wrong but for the last one.
-    const bool answers = member.is_block && queries <= limits_.max_query_tokens &&
-                         (queries == 1 || members_.size() == 1);
+    const bool answers = member.is_block && queries <= limits_.max_query_tokens;
     step_rows_.push_back({.id = member.set->id,
                           .num_new_tokens = added,
                           .num_query_tokens = answers ? queries : 0,

@@ -73,6 +73,12 @@ void Session::read(std::span<const llama_token> tokens) {
   }
 }
 
+void Session::cut(std::size_t length) {
+  if (!llama_memory_seq_rm(llama_get_memory(get()), 0, static_cast<llama_pos>(length), -1)) {
+    throw std::runtime_error("the engine could not forget tokens");
+  }
+}
+
 std::span<const float> Session::logits() const {
   return {llama_get_logits_ith(get(), -1), static_cast<std::size_t>(num_words_)};
 }

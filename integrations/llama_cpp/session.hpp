@@ -48,6 +48,8 @@ class Session {
 
   /// In batches; logits are those of the last token.
   void read(std::span<const llama_token> tokens);
+  /// Forgets all tokens from a position on.
+  void cut(std::size_t length);
   [[nodiscard]] std::span<const float> logits() const;
   [[nodiscard]] llama_token most_likely() const;
 
