@@ -85,7 +85,8 @@ def check(mutation, binary):
     if run.returncode < 0:
         run.stdout += f"\ndied of signal {-run.returncode}"
     found = [line for line in run.stdout.splitlines() if re.search(expected, line)]
-    report = re.sub(r", where GetParam.*| \(\d+ ms\)", "", found[0].strip()) if found else None
+    report = re.sub(rf", where GetParam.*| \(\d+ ms\)|{re.escape(str(ROOT))}/", "",
+                    found[0].strip()) if found else None
     print(f"{name}: {report or 'NOT CAUGHT'}", flush=True)
     return report, f"{name}: expected '{expected}'\n{run.stdout[-2000:]}"
 
