@@ -27,7 +27,7 @@ struct Options {
   std::vector<int> budgets;
   std::vector<std::string> presets = {"standard"};
   // perplexity
-  int context = 7680, last = 512, passages = 3;
+  int context = 7680, last = 512, passages = 2;
   // retrieval
   std::vector<int> lengths = {2000, 3500, 5000, 7000};
   std::vector<int> repeats = {4, 3, 2, 1};
