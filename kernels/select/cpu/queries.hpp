@@ -22,20 +22,24 @@ constexpr int kFlight = simd::kJoin;
 constexpr int kJoined = simd::kSums / kFlight;
 using BlockScores = float[kBlockClusters];
 
-/// The centroids of the block after this one, fetched a few lines at a time: half of them between its
-/// products, half while its scores are finished, which reads nothing (docs/performance.md).
+/// The centroids of the block after this one, fetched a few lines at a time, from its two halves in turn:
+/// the hardware then follows two pages. Half of them between products, half while the block's scores are
+/// finished, which reads nothing (docs/performance.md).
 class NextBlock {
  public:
   static constexpr int kLineBytes = 64;
 
-  CLUSTERKV_SIMD explicit NextBlock(const std::byte* centroids) : at_(centroids) {}
+  CLUSTERKV_SIMD NextBlock(const std::byte* centroids, std::size_t bytes)
+      : half_{centroids, centroids + bytes / 2} {}
   CLUSTERKV_SIMD void fetch(int lines) {
-    for (int i = 0; i < lines; ++i) simd::prefetch(at_ + i * kLineBytes);
-    at_ += lines * kLineBytes;
+    for (int i = 0; i < lines; ++i, ++next_) {
+      simd::prefetch(half_[next_ % 2] + next_ / 2 * kLineBytes);
+    }
   }
 
  private:
-  const std::byte* at_;
+  const std::byte* half_[2];
+  unsigned next_ = 0;
 };
 
 /// The queries of a pass as two int8 planes in one 16-bit integer: products with int8 centroids are

@@ -146,13 +146,14 @@ class Scorer {
   [[nodiscard]] NextBlock fetch_entries(std::uint32_t physical) const {
     const std::int64_t entry = p_.index.plane_block(item_.kv_head, physical) * kBlockClusters;
     const auto fetch = [](const auto* of_clusters) {
-      NextBlock(reinterpret_cast<const std::byte*>(of_clusters))
-          .fetch(kBlockClusters * sizeof *of_clusters / NextBlock::kLineBytes);
+      constexpr std::size_t kBytes = kBlockClusters * sizeof *of_clusters;
+      NextBlock(reinterpret_cast<const std::byte*>(of_clusters), kBytes)
+          .fetch(kBytes / NextBlock::kLineBytes);
     };
     fetch(p_.index.block_offset(item_.kv_head, physical));
     fetch(p_.index.centroid_scale + entry);
     if (p_.use_spread) fetch(p_.index.spread + entry);
-    return NextBlock(p_.index.block_centroids(item_.kv_head, physical));
+    return {p_.index.block_centroids(item_.kv_head, physical), p_.index.block_bytes()};
   }
 
   const ScoreParams& p_;
