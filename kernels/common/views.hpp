@@ -133,6 +133,7 @@ struct BlockSums {
   float max;       ///< m = max t over clusters that have rows; -inf if there are none
   float sum;       ///< sum of 2^(t - m)
   float mass_sum;  ///< sum of size * 2^(t - m)
+  float max_mass;  ///< the largest of them
 };
 
 /// Scores of one plan row, for one layer. G = SequenceView::group().
@@ -172,6 +173,7 @@ struct SelectionLists {
 struct HeadTotals {
   float max;   ///< max t, in units of log2; -inf without clusters
   float mass;  ///< sum of size * 2^(t - max)
+  float sum;   ///< sum of 2^(t - max)
 };
 
 /// Where recalled quads lie. Null directory: rows are read in the store.

@@ -67,7 +67,8 @@ struct CpuOps {
   /// Cost: reads (head_dim + 16) bytes a cluster with int8; head_dim * G multiply-adds each.
   void (*score_clusters)(const ScoreParams& params, const ScoreItem& item);
   /// One plan row and selection head.
-  /// Cost: one pass over the scores, one over the votes; no sort.
+  /// Cost: one pass over the blocks' sums, and over the scores of blocks that may have a chosen cluster; no
+  /// sort.
   void (*select_clusters)(const SelectParams& params, int row, int head,
                           const SelectScratch& scratch);
   /// Fills a list's row_ids from its clusters and counts. One plan row and selection head.
@@ -75,7 +76,7 @@ struct CpuOps {
                       const SelectionLists& lists, int list_row, int head);
   /// Totals of one plan row and query head over all its blocks.
   HeadTotals (*combine_blocks)(const SequenceView& row, const RowScores& scores, int kv_head,
-                               int group, int member, float* softmax_sum);
+                               int group, int member);
 };
 
 /// For the instruction set in use.

@@ -199,9 +199,8 @@ void CpuStages::combine_totals(const LayerCall& call) const {
     const RowScores& scores = memory.scores[static_cast<std::size_t>(row)];
     const int group = view.group(model_.num_q_heads, model_.num_kv_heads);
     for (int head = 0; head < group * model_.num_kv_heads; ++head) {
-      float sum = 0.0F;
       memory.scratch.totals[row * max_heads + head] =
-          select::cpu().combine_blocks(view, scores, head / group, group, head % group, &sum);
+          select::cpu().combine_blocks(view, scores, head / group, group, head % group);
     }
   }
 }

@@ -136,7 +136,7 @@ class TwoRows {
   }
   void write_totals() {
     for (int head = 0; head < 2; ++head) {
-      HeadTotals total{-INFINITY, 0.0F};
+      HeadTotals total{-INFINITY, 0.0F, 0.0F};
       const auto sums = [&](int block) { return scores_[0].blocks[block * 2 + head]; };
       for (int b = 0; b < kShort; ++b) total.max = std::max(total.max, sums(b).max);
       for (int b = 0; b < kShort; ++b) {

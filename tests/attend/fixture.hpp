@@ -344,7 +344,7 @@ class Attention {
       block = std::max(block, t[c.id]);
     }
     const int kv_head = q_head / scene.group();
-    HeadTotals total{-std::numeric_limits<float>::infinity(), 0};
+    HeadTotals total{-std::numeric_limits<float>::infinity(), 0, 0};
     for (const auto& [block, m] : max) total.max = std::max(total.max, static_cast<float>(m));
     double mass = 0;
     for (const auto& c : clusters_of(q_head)) {
@@ -358,6 +358,7 @@ class Attention {
       sums.max = static_cast<float>(max[block]);
       sums.sum += static_cast<float>(e);
       sums.mass_sum += static_cast<float>(c.size * e);
+      sums.max_mass = std::max(sums.max_mass, static_cast<float>(c.size) * static_cast<float>(e));
       mass += c.size * std::exp2(t[c.id] - double{total.max});
     }
     total.mass = static_cast<float>(mass);

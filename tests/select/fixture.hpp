@@ -25,7 +25,7 @@ using reference::Vec;
 struct Ops {
   void (*select_clusters)(const SelectParams&, int, int, const SelectScratch&);
   void (*expand_rows)(const SequenceView&, const IndexStore&, int, const SelectionLists&, int, int);
-  HeadTotals (*combine_blocks)(const SequenceView&, const RowScores&, int, int, int, float*);
+  HeadTotals (*combine_blocks)(const SequenceView&, const RowScores&, int, int, int);
 };
 inline Ops ops_of(Backend) {
   return {cpu().select_clusters, cpu().expand_rows, cpu().combine_blocks};
@@ -187,7 +187,7 @@ class Planted {
     e = testing::Guarded<float>(std::vector<float>(blocks_.size() * kBlockClusters * heads, 0.0F));
     z = testing::Guarded<float>(e.size());
     sums = testing::Guarded<BlockSums>(
-        std::vector<BlockSums>(blocks_.size() * heads, {kMinusInfinity, 0.0F, 0.0F}));
+        std::vector<BlockSums>(blocks_.size() * heads, {kMinusInfinity, 0.0F, 0.0F, 0.0F}));
     for (int head = 0; head < num_q_heads(); ++head) {
       for (int b = 0; b < static_cast<int>(blocks_.size()); ++b) write_block(head, b);
     }
@@ -197,6 +197,7 @@ class Planted {
     double max = -std::numeric_limits<double>::infinity();
     double sum = 0;
     double mass = 0;
+    float max_mass = 0;
     const auto each = [&](const auto& fn) {
       for (std::size_t c = 0; c < ids_.size(); ++c) {
         if (ids_[c] / kBlockClusters == block && plant_.sizes[c] > 0) fn(c);
@@ -207,11 +208,13 @@ class Planted {
       const double share = std::exp2(t[c] - max);
       sum += share;
       mass += plant_.sizes[c] * share;
+      max_mass =
+          std::max(max_mass, static_cast<float>(plant_.sizes[c]) * static_cast<float>(share));
       e[at(head, c)] = static_cast<float>(share);
       z[at(head, c)] = static_cast<float>(t[c]);
     });
     sums[sums_at(head, block)] = {static_cast<float>(max), static_cast<float>(sum),
-                                  static_cast<float>(mass)};
+                                  static_cast<float>(mass), max_mass};
   }
   void reset_lists(HeadGrouping grouping) {
     const auto heads = static_cast<std::size_t>(

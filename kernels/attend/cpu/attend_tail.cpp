@@ -2,10 +2,11 @@
 //
 // attend_tail (stage 5, attend). Contract and shapes: attend/attend.hpp.
 //
-// Mapping: masses of a block's clusters, a head at a time; then the value means of those that some head
+// Mapping: of most blocks no head keeps a cluster, as their sums show: all their mass goes to the rest. Of
+//          others, masses of clusters, a head at a time; then the value means of those that some head
 //          keeps, which are few, for all heads. What a block keeps is found while the block before it
 //          waits to be added, so that its value means are in cache by then.
-// Bound:   the scores, which are in cache, and the value means of kept clusters.
+// Bound:   the scores of the blocks that are left, and the value means of kept clusters.
 #include <algorithm>
 #include <bit>
 
@@ -62,13 +63,15 @@ class TailPiece {
     const std::int32_t* next =
         std::lower_bound(chosen_, chosen_end_, first_block_ * kBlockClusters);
     Block blocks[2];
-    find_block(first_block_, next, blocks[0]);
-    for (int i = 0; i < last_block_ - first_block_; ++i) {
-      if (first_block_ + i + 1 < last_block_) {
-        find_block(first_block_ + i + 1, next, blocks[(i + 1) % 2]);
+    int found = 0;
+    for (int strip = first_block_; strip < last_block_; strip += simd::kLanes) {
+      for (unsigned left = add_small_blocks(strip, next); left != 0; left &= left - 1) {
+        find_block(strip + std::countr_zero(left), next, blocks[found % 2]);
+        if (found > 0) add_block(blocks[(found - 1) % 2]);
+        ++found;
       }
-      add_block(blocks[i % 2]);
     }
+    if (found > 0) add_block(blocks[(found - 1) % 2]);
   }
 
  private:
@@ -88,6 +91,47 @@ class TailPiece {
     alignas(64) float left[kBlockClusters];
   };
 
+  /// In p.scores, of the first head served.
+  [[nodiscard]] std::int64_t scores_of(int number) const {
+    return (std::int64_t{kv_head_} * row_.num_blocks + number) * group_ + member_;
+  }
+
+  /// Some 16 blocks: those without chosen clusters, of which no head keeps one, go to the rest of each head.
+  /// Returns a bit for each of the others.
+  unsigned add_small_blocks(int strip, const std::int32_t* next) {
+    const int count = std::min(simd::kLanes, last_block_ - strip);
+    unsigned left = 0;
+    for (; next < chosen_end_ && *next < (strip + count) * kBlockClusters; ++next) {
+      left |= 1U << (*next / kBlockClusters - strip);
+    }
+    for (int g = 0; g < served_; ++g) {
+      const simd::Floats mass =
+          sums(strip, count, g, &BlockSums::max_mass) * factors(strip, count, g);
+      left |= simd::at_least(mass, simd::broadcast(p_.tail_share * total(g).mass));
+    }
+    const unsigned all = (1U << count) - 1;
+    for (int g = 0; g < served_ && (left & all) != all; ++g) {
+      const simd::Floats mass =
+          sums(strip, count, g, &BlockSums::mass_sum) * factors(strip, count, g);
+      const simd::Quad rest = simd::fold(simd::only(~left & all, mass));
+      partial(g).rest += simd::finish(rest, rest, rest, rest)[0];
+    }
+    return left & all;
+  }
+
+  /// A sum of each block of a strip, 0 beyond `count`.
+  [[nodiscard]] simd::Floats sums(int strip, int count, int g, float BlockSums::*sum) const {
+    const BlockSums* blocks = p_.scores[number_].blocks + scores_of(strip) + g;
+    float of_block[simd::kLanes] = {};
+    for (int i = 0; i < count; ++i) of_block[i] = blocks[std::int64_t{i} * group_].*sum;
+    return simd::load(of_block);
+  }
+
+  /// 2^(max of the block - max of all), of a strip.
+  [[nodiscard]] simd::Floats factors(int strip, int count, int g) const {
+    return simd::exp2_fixed(sums(strip, count, g, &BlockSums::max) - simd::broadcast(total(g).max));
+  }
+
   void find_block(int number, const std::int32_t*& next, Block& block) const {
     const std::uint32_t physical = row_.blocks[number];
     const std::uint32_t* offset = p_.index.block_offset(kv_head_, physical);
@@ -100,7 +144,7 @@ class TailPiece {
     for (; next < chosen_end_ && *next < (number + 1) * kBlockClusters; ++next) {
       block.left[*next % kBlockClusters] -= static_cast<float>(counts_[next - chosen_]);
     }
-    block.scores = (std::int64_t{kv_head_} * row_.num_blocks + number) * group_ + member_;
+    block.scores = scores_of(number);
     block.scale = p_.index.value_scale + p_.index.plane_block(kv_head_, physical) * kBlockClusters;
     block.kept = 0;
     for (int first = 0; first < served_; first += simd::kLanes) {

@@ -12,6 +12,6 @@ void select_clusters(const SelectParams& params, int row, int head, const Select
 void expand_rows(const SequenceView& row, const IndexStore& index, int kv_head,
                  const SelectionLists& lists, int list_row, int head);
 HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int kv_head, int group,
-                          int member, float* softmax_sum);
+                          int member);
 
 }  // namespace clusterkv::select::CLUSTERKV_ISA

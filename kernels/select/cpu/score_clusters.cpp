@@ -60,18 +60,21 @@ CLUSTERKV_SIMD BlockSums finish_masses(const BlockSizes& sizes, const float* t, 
                                        NextBlock& next, int lines) {
   simd::Floats sum = simd::broadcast(0.0F);
   simd::Floats mass = simd::broadcast(0.0F);
+  simd::Floats largest = simd::broadcast(0.0F);
 #pragma GCC unroll 1
   for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
     next.fetch(lines);
     const simd::Floats share = simd::exp2_fixed(simd::load(t + c) - simd::broadcast(max));
     simd::store(share, e + c);
     sum = sum + share;
-    mass = mass + simd::load(sizes.rows + c) * share;
+    const simd::Floats of_rows = simd::load(sizes.rows + c) * share;
+    mass = mass + of_rows;
+    largest = simd::max(of_rows, largest);
   }
   const simd::Quad sums = simd::fold(sum);
   const simd::Quad masses = simd::fold(mass);
   const simd::Quad both = simd::finish(sums, masses, sums, masses);
-  return {max, both[0], both[1]};
+  return {max, both[0], both[1], simd::max(largest)};
 }
 
 template <IndexDType kIndex, int kHeadDim>

@@ -2,11 +2,12 @@
 //
 // select_clusters, expand_rows (stage 3, select). Contract and shapes: select/select.hpp.
 //
-// Mapping: one pass over the scores forms votes, one over the votes keeps the clusters that may still be
-//          chosen: whenever those kept fill the budget twice, the key at which it is full becomes the
-//          floor for all that follow.
-// Bound:   the scores, which come from the L2 cache.
+// Mapping: one pass over the blocks keeps the clusters that may still be chosen: whenever those kept fill
+//          the budget twice, the key at which it is full becomes the floor for all that follow. Blocks
+//          whose sums alone show that they stay below it are passed over.
+// Bound:   the scores of the blocks that are left, which come from the L2 cache.
 #include <algorithm>
+#include <bit>
 
 #include "kernels/common/cpu/simd.hpp"
 #include "kernels/select/cpu/ops.hpp"
@@ -15,7 +16,8 @@
 namespace clusterkv::select::CLUSTERKV_ISA {
 namespace {
 
-/// Clusters looked at together: most have none above the floor.
+/// Blocks whose bounds are found together; clusters looked at together: most have none above the floor.
+constexpr int kStrip = simd::kLanes;
 constexpr int kStep = 16;
 
 class Chooser {
@@ -36,10 +38,12 @@ class Chooser {
 
   void run() {
     if (row_.everything || row_.query_row < 0) {
-      for (int g = 0; g < members_; ++g) totals_[first_member_ + g] = {kMinusInfinity, 0.0F};
+      for (int g = 0; g < members_; ++g) totals_[first_member_ + g] = {kMinusInfinity, 0.0F, 0.0F};
       if (row_.query_row >= 0) keep_everything();
     } else {
-      per_query_head_ ? score_keys() : vote_keys();
+      for (int g = first_member_; g < first_member_ + members_; ++g) {
+        totals_[g] = combine_blocks(row_, scores_, kv_head_, group_, g);
+      }
       keep_best();
     }
     emit();
@@ -53,47 +57,70 @@ class Chooser {
     return p_.index.block_offset(kv_head_, row_.blocks[block]);
   }
 
-  void vote_keys() {
-    float max[kMaxPassHeads];
-    float sum[kMaxPassHeads];
-    // Groups larger than a pass keep their running vote, as float bits, in the key array.
+  // ------------------------------------------------------------------------------------------ keys
+  /// What no key of each block in a strip exceeds: e is at most 1, and z at most t.
+  void bound_keys(int strip, std::uint32_t (&bound)[kStrip]) const {
+    float most[kStrip];
+    if (per_query_head_) {
+      block_maxima(strip, first_member_, most);
+      for (int i = 0; i < kStrip; ++i) bound[i] = score_key(most[i]);
+    } else {
+      simd::Floats votes = simd::broadcast(0.0F);
+      for (int g = 0; g < members_; ++g) votes = votes + softmax_factors(strip, g);
+      simd::store(votes, most);
+      for (int i = 0; i < kStrip; ++i) bound[i] = vote_key(most[i]);
+    }
+  }
+
+  /// 0 for blocks that do not exist.
+  void block_maxima(int strip, int member, float (&max)[kStrip]) const {
+    for (int i = 0; i < kStrip; ++i) {
+      const bool exists = strip + i < row_.num_blocks;
+      max[i] = exists ? scores_.blocks[block_of_scores(strip + i, member)].max : 0.0F;
+    }
+  }
+
+  /// softmax_factor() of the blocks of a strip.
+  [[nodiscard]] simd::Floats softmax_factors(int strip, int member) const {
+    const HeadTotals& total = totals_[member];
+    if (!(total.sum > 0.0F)) return simd::broadcast(0.0F);
+    float block_max[kStrip];
+    block_maxima(strip, member, block_max);
+    return simd::exp2_fixed(simd::load(block_max) - simd::broadcast(total.max)) /
+           simd::broadcast(total.sum);
+  }
+
+  /// Keys of the blocks of a strip that have a bit, [block in strip, cluster].
+  void find_keys(int strip, unsigned blocks, std::uint32_t* keys) const {
+    if (per_query_head_) {
+      for (; blocks != 0; blocks &= blocks - 1) {
+        const int i = std::countr_zero(blocks);
+        const float* z = scores_.z + block_of_scores(strip + i, first_member_) * kBlockClusters;
+        for (int c = 0; c < kBlockClusters; ++c) keys[i * kBlockClusters + c] = score_key(z[c]);
+      }
+      return;
+    }
+    // A vote is formed a pass of heads at a time: until the last it lies, as float bits, among the keys.
     for (int first = 0; first < members_; first += kMaxPassHeads) {
       const int heads = std::min(kMaxPassHeads, members_ - first);
+      alignas(64) float factor[kMaxPassHeads][kStrip];
       for (int g = 0; g < heads; ++g) {
-        totals_[first + g] = combine_blocks(row_, scores_, kv_head_, group_, first + g, &sum[g]);
-        max[g] = totals_[first + g].max;
+        simd::store(softmax_factors(strip, first + g), factor[g]);
       }
-      alignas(64) float factor[kMaxPassHeads][simd::kLanes];
-      for (int block = 0; block < row_.num_blocks; ++block) {
-        const int lane = block % simd::kLanes;
-        for (int g = 0; g < heads && lane == 0; ++g) {
-          simd::store(softmax_factors(block, first + g, max[g], sum[g]), factor[g]);
-        }
-        add_votes(block, first, heads, &factor[0][lane]);
+      for (unsigned left = blocks; left != 0; left &= left - 1) {
+        const int i = std::countr_zero(left);
+        add_votes(strip + i, first, heads, &factor[0][i], keys + i * kBlockClusters);
       }
     }
   }
 
-  /// softmax_factor() of the next 16 blocks.
-  [[nodiscard]] simd::Floats softmax_factors(int block, int member, float max, float sum) const {
-    if (!(sum > 0.0F)) return simd::broadcast(0.0F);
-    float block_max[simd::kLanes];
-    for (int i = 0; i < simd::kLanes; ++i) {
-      const bool exists = block + i < row_.num_blocks;
-      block_max[i] = exists ? scores_.blocks[block_of_scores(block + i, member)].max : 0.0F;
-    }
-    return simd::exp2_fixed(simd::load(block_max) - simd::broadcast(max)) / simd::broadcast(sum);
-  }
-
-  /// `factor` has simd::kLanes numbers a head.
-  void add_votes(int block, int first, int heads, const float* factor) {
-    std::uint32_t* keys = scratch_.keys + std::int64_t{block} * kBlockClusters;
+  /// `factor` has kStrip numbers a head.
+  void add_votes(int block, int first, int heads, const float* factor, std::uint32_t* keys) const {
     const float* e = scores_.e + block_of_scores(block, first) * kBlockClusters;
     for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
       simd::Floats vote = first > 0 ? simd::load(keys + c) : simd::broadcast(0.0F);
       for (int g = 0; g < heads; ++g) {
-        vote = vote +
-               simd::load(e + g * kBlockClusters + c) * simd::broadcast(factor[g * simd::kLanes]);
+        vote = vote + simd::load(e + g * kBlockClusters + c) * simd::broadcast(factor[g * kStrip]);
       }
       simd::store(vote, keys + c);
     }
@@ -101,18 +128,7 @@ class Chooser {
     for (int c = 0; c < kBlockClusters; ++c) keys[c] = vote_key(std::bit_cast<float>(keys[c]));
   }
 
-  void score_keys() {
-    float sum = 0.0F;
-    totals_[first_member_] = combine_blocks(row_, scores_, kv_head_, group_, first_member_, &sum);
-    for (int block = 0; block < row_.num_blocks; ++block) {
-      const float* z = scores_.z + block_of_scores(block, first_member_) * kBlockClusters;
-      std::uint32_t* keys = scratch_.keys + block * kBlockClusters;
-      for (int c = 0; c < kBlockClusters; ++c) keys[c] = score_key(z[c]);
-    }
-  }
-
   // ------------------------------------------------------------------------ clusters that are kept
-  /// They take the place of keys that have been read.
   void keep(std::uint32_t key, int id, int size) {
     scratch_.keys[kept_] = key;
     scratch_.ids[kept_] = id;
@@ -133,35 +149,48 @@ class Chooser {
   void keep_best() {
     const std::int64_t budget = std::min<std::int64_t>(row_.budget_tokens, row_.num_stored);
     std::uint32_t floor = 0;  // of keys that may still be chosen
-    std::int64_t full = budget;
-    for (int block = 0; block < row_.num_blocks; ++block) {
-      if (!any_from<kBlockClusters>(floor, block * kBlockClusters)) continue;
-      const std::uint32_t* offset = offset_of(block);
-      for (int c = 0; c < kBlockClusters; c += kStep) {
-        const int first = block * kBlockClusters + c;
-        if (!any_from<kStep>(floor, first)) continue;
-        std::uint32_t key[kStep];  // those kept take the place of keys
-        std::copy_n(scratch_.keys + first, kStep, key);
-        for (int i = 0; i < kStep; ++i) {
-          const std::uint32_t begin = offset[c + i];
-          if (key[i] >= floor) keep(key[i], first + i, static_cast<int>(offset[c + i + 1] - begin));
-        }
-        if (rows_ < full + budget) continue;
-        // A later one with the same key comes after those kept.
-        floor = drop_below_budget(budget) + 1;
-        full = rows_;
+    full_ = budget;
+    for (int strip = 0; strip < row_.num_blocks; strip += kStrip) {
+      std::uint32_t bound[kStrip];
+      bound_keys(strip, bound);
+      unsigned blocks = 0;
+      for (int i = 0; i < std::min(kStrip, row_.num_blocks - strip); ++i) {
+        blocks |= static_cast<unsigned>(bound[i] >= floor) << i;
+      }
+      alignas(64) std::uint32_t keys[kStrip * kBlockClusters];
+      find_keys(strip, blocks, keys);
+      for (; blocks != 0; blocks &= blocks - 1) {
+        const int i = std::countr_zero(blocks);
+        floor = keep_best_of(strip + i, keys + i * kBlockClusters, budget, floor);
       }
     }
     if (rows_ > budget) drop_below_budget(budget);
   }
 
+  /// Keeps the clusters of a block whose keys are at the floor or above. Returns what the floor is then.
+  std::uint32_t keep_best_of(int block, const std::uint32_t* keys, std::int64_t budget,
+                             std::uint32_t floor) {
+    if (!any_from<kBlockClusters>(floor, keys)) return floor;
+    const std::uint32_t* offset = offset_of(block);
+    for (int c = 0; c < kBlockClusters; c += kStep) {
+      if (!any_from<kStep>(floor, keys + c)) continue;
+      for (int i = c; i < c + kStep; ++i) {
+        const auto size = static_cast<int>(offset[i + 1] - offset[i]);
+        if (keys[i] >= floor) keep(keys[i], block * kBlockClusters + i, size);
+      }
+      if (rows_ < full_ + budget) continue;
+      // A later one with the same key comes after those kept.
+      floor = drop_below_budget(budget) + 1;
+      full_ = rows_;
+    }
+    return floor;
+  }
+
   /// Whether one of kCount keys is at the floor or above.
   template <int kCount>
-  [[nodiscard]] bool any_from(std::uint32_t floor, int first) const {
+  [[nodiscard]] static bool any_from(std::uint32_t floor, const std::uint32_t* keys) {
     std::uint32_t above = 0;
-    for (int i = 0; i < kCount; ++i) {
-      above |= static_cast<std::uint32_t>(scratch_.keys[first + i] >= floor);
-    }
+    for (int i = 0; i < kCount; ++i) above |= static_cast<std::uint32_t>(keys[i] >= floor);
     return above != 0;
   }
 
@@ -224,6 +253,7 @@ class Chooser {
   const SelectScratch& scratch_;
   int kept_ = 0;
   std::int64_t rows_ = 0;  ///< of those kept
+  std::int64_t full_ = 0;  ///< what it was when the floor was found
 };
 
 /// Sums of 16 blocks, each to its partial.
@@ -243,7 +273,7 @@ CLUSTERKV_SIMD void add_blocks(const BlockSums* blocks, float max, simd::Floats&
 }  // namespace
 
 HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int kv_head, int group,
-                          int member, float* softmax_sum) {
+                          int member) {
   const BlockSums* sums = scores.blocks + std::int64_t{kv_head} * row.num_blocks * group + member;
   float max = kMinusInfinity;
   for (int b = 0; b < row.num_blocks; ++b) {
@@ -261,7 +291,7 @@ HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int 
       const int begin = first + i * simd::kLanes;
       for (int j = 0; j < simd::kLanes; ++j) {
         some[j] = begin + j < row.num_blocks ? sums[std::int64_t{begin + j} * group]
-                                             : BlockSums{kMinusInfinity, 0.0F, 0.0F};
+                                             : BlockSums{kMinusInfinity, 0.0F, 0.0F, 0.0F};
       }
       add_blocks(some, max, sum[i], mass[i]);
     }
@@ -270,8 +300,7 @@ HeadTotals combine_blocks(const SequenceView& row, const RowScores& scores, int 
   const simd::Quad sums_left = simd::fold(sum[0] + sum[1]);
   const simd::Quad masses_left = simd::fold(mass[0] + mass[1]);
   const simd::Quad both = simd::finish(sums_left, masses_left, sums_left, masses_left);
-  *softmax_sum = both[0];
-  return {max, both[1]};
+  return {max, both[1], both[0]};
 }
 
 void select_clusters(const SelectParams& params, int row, int head, const SelectScratch& scratch) {

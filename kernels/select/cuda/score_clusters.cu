@@ -347,19 +347,23 @@ class Scorer {
     // Partial i mod 16 of a block's sums is rows g or g + 8 of its tiles, in their order.
     float sum[2] = {};
     float mass[2] = {};
+    float max_mass = 0.0F;
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       const bool counts = size_[i] > 0 && max > kMinusInfinity;
       t[i] = counts ? exp2_fixed(t[i] - max) : 0.0F;
       sum[i % 2] = sum[i % 2] + t[i];
-      mass[i % 2] = mass[i % 2] + static_cast<float>(size_[i]) * t[i];
+      const float of_rows = static_cast<float>(size_[i]) * t[i];
+      mass[i % 2] = mass[i % 2] + of_rows;
+      max_mass = of_rows > max_mass ? of_rows : max_mass;
     }
     const float all = tree_over_rows(sum[0] + sum[1]);
     const float all_mass = tree_over_rows(mass[0] + mass[1]);
+    max_mass = max_lanes(max_mass, 4);
     if (head >= heads_) return;
     const std::int64_t at = std::int64_t{kv_head_} * row_.num_blocks + block;
     const int member = first_head_ + head;
-    if (lane_id() < 4) out_.blocks[at * group_ + member] = {max, all, all_mass};
+    if (lane_id() < 4) out_.blocks[at * group_ + member] = {max, all, all_mass, max_mass};
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       const std::int64_t to = (at * group_ + member) * kBlockClusters + cluster_of(i);

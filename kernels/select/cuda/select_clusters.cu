@@ -179,7 +179,7 @@ class Chooser {
       if (lane_id() == 0) {
         shared_.max[warp_id()] = max;
         shared_.sum[warp_id()] = sum;
-        if (slice_ == 0) *total(first + warp_id()) = {max, mass};
+        if (slice_ == 0) *total(first + warp_id()) = {max, mass, sum};
       }
     }
     __syncthreads();
@@ -200,7 +200,7 @@ class Chooser {
 
   __device__ void write_no_totals() {
     for (int m = static_cast<int>(threadIdx.x); m < members_; m += kThreads) {
-      *total(m) = {kMinusInfinity, 0.0F};
+      *total(m) = {kMinusInfinity, 0.0F, 0.0F};
     }
   }
 
