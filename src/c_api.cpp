@@ -113,8 +113,12 @@ namespace {
 
 DecodeArgs to_decode_args(const ckv_decode_args* args) {
   const ckv_decode_args& a = c::known(args, "args");
-  return {c::to_view(a.query, "query"), c::to_view(a.key, "key"), c::to_view(a.value, "value"),
-          c::to_optional_view(a.lengths, "lengths"), a.softmax_scale};
+  return {c::to_view(a.query, "query"),
+          c::to_view(a.key, "key"),
+          c::to_view(a.value, "value"),
+          c::to_optional_view(a.lengths, "lengths"),
+          a.softmax_scale,
+          a.logit_softcap};
 }
 
 }  // namespace

@@ -270,7 +270,7 @@ void Core::check_append(int layer, const DecodePlan& plan, const TensorView& key
   check_tensor(key, {"key", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes}, backend_);
   const bool may_lack_values = rows_ == Rows::kElsewhere && value.empty();
   if (!may_lack_values) {
-    check_tensor(value, {"value", {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes}, backend_);
+    check_tensor(value, {"value", {tokens, m.num_kv_heads, m.value_dim}, kFloatTypes}, backend_);
   }
   if (values_ != Values::kUnknown && (values_ == Values::kMissing) != value.empty()) {
     fail<ShapeError>("value: {}, expected as in the appends before",
@@ -334,12 +334,13 @@ void Core::read_rows(const RowRange& range, SequenceId id, const TensorView& key
   }
   stages_->check_stream(stream);
   const std::int64_t tokens = range.last - range.first;
-  for (const auto& [tensor, name] : {std::pair{&key, "key"}, std::pair{&value, "value"}}) {
-    check_tensor(
-        *tensor,
-        {name, {tokens, m.num_kv_heads, m.head_dim}, kFloatTypes, runtime::LastStride::kOne},
-        backend_);
-  }
+  const auto check = [&](const TensorView& tensor, const char* name, int dim) {
+    check_tensor(tensor,
+                 {name, {tokens, m.num_kv_heads, dim}, kFloatTypes, runtime::LastStride::kOne},
+                 backend_);
+  };
+  check(key, "key", m.head_dim);
+  check(value, "value", m.value_dim);
   stages_->read_rows(range, sequence, key, value, stream);
 }
 

@@ -24,7 +24,7 @@ LayerStep::LayerStep(Core& core, int layer, const DecodePlan& plan, const Tensor
 void LayerStep::check_out(const AttentionOut& out) const {
   const std::int64_t rows = call_.plan.num_query_tokens;
   check_tensor(out.out,
-               {"out", {rows, model_.num_q_heads, model_.head_dim}, kFloatTypes, LastStride::kOne},
+               {"out", {rows, model_.num_q_heads, model_.value_dim}, kFloatTypes, LastStride::kOne},
                backend_);
   if (out.lse.empty()) return;
   check_tensor(out.lse, {"lse", {rows, model_.num_q_heads}, {DType::kF32}}, backend_);

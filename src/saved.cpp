@@ -18,7 +18,7 @@ static_assert(std::endian::native == std::endian::little, "stores are saved as t
 namespace {
 
 constexpr std::string_view kMagic = "CLUSTKV\x1a";
-constexpr std::uint64_t kVersion = 1;
+constexpr std::uint64_t kVersion = 2;
 
 struct Field {
   const char* name;
@@ -36,6 +36,7 @@ std::vector<Field> fields_of(const CacheConfig& c, Rows rows) {
       {"model.num_layers", number(c.model.num_layers)},
       {"model.num_kv_heads", number(c.model.num_kv_heads)},
       {"model.head_dim", number(c.model.head_dim)},
+      {"model.value_dim", number(c.model.value_dim)},
       {"model.kv_dtype", number(c.model.kv_dtype)},
       {"select.dense_layers", number(c.select.dense_layers)},
       {"cluster.tokens_per_cluster", number(c.cluster.tokens_per_cluster)},

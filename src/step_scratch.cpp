@@ -33,9 +33,9 @@ StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimi
   s.z = per_query_head ? carver.take<float>(sums * kBlockClusters) : nullptr;
   s.block_sums = carver.take<BlockSums>(sums);
   s.partials.heads = carver.take<attend::PartialHead>(pieces);
-  s.partials.outputs = carver.take<float>(pieces * m.head_dim);
+  s.partials.outputs = carver.take<float>(pieces * m.value_dim);
   s.partials.num_q_heads = m.num_q_heads * limits.max_query_tokens;
-  s.partials.head_dim = m.head_dim;
+  s.partials.value_dim = m.value_dim;
   s.tail_mass = carver.take<float>(heads);
   s.kept = carver.take<std::int64_t>(Size(limits.max_rows) * s.lists.selection_heads);
   return s;
@@ -51,7 +51,8 @@ select::ScoreParams score_params(const CacheConfig& config, const LayerMemory& m
           .num_kv_heads = m.num_kv_heads,
           .softmax_scale = m.softmax_scale,
           .use_spread = config.select.tail == Tail::kSecondMoment,
-          .query_tokens = memory.query_tokens};
+          .query_tokens = memory.query_tokens,
+          .logit_softcap = m.logit_softcap};
 }
 
 select::SelectParams select_params(const CacheConfig& config, const LayerMemory& memory) {
@@ -88,7 +89,8 @@ attend::MergeParams attend_params(const CacheConfig& config, const LayerMemory& 
                      .index = memory.index,
                      .scores = memory.scores,
                      .totals = scratch.totals,
-                     .query_tokens = memory.query_tokens},
+                     .query_tokens = memory.query_tokens,
+                     .logit_softcap = m.logit_softcap},
           .rows_part = rows_part,
           .tail_part = true,
           .out = out.out,

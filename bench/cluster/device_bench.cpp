@@ -34,7 +34,7 @@ class ClusterScene {
     store.head_stride = keys_.size() / kHeads * sizeof(std::uint16_t);
     store.row_bytes = 2 * kDim * sizeof(std::uint16_t);
     store.dtype = DType::kBF16;
-    store.head_dim = kDim;
+    store.head_dim = store.value_dim = kDim;
     for (int job = 0; job < kHeads * segments; ++job) {
       const auto j = static_cast<std::size_t>(job);
       const std::size_t first = j * static_cast<std::size_t>(tokens);

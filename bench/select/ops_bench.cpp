@@ -78,7 +78,7 @@ class Scene {
   [[nodiscard]] IndexStore index() const {
     IndexStore store;
     store.dtype = dtype_;
-    store.head_dim = kDim;
+    store.head_dim = store.value_dim = kDim;
     store.num_blocks = std::int64_t{num_blocks_} * layers_;
     store.num_records = 1;
     store.centroids = centroids_.data();

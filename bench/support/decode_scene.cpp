@@ -215,7 +215,7 @@ DecodeScene::DecodeScene(SceneShape shape)
 IndexStore DecodeScene::index(const Layer& layer) const {
   IndexStore store;
   store.dtype = IndexDType::kInt8;
-  store.head_dim = kDim;
+  store.head_dim = store.value_dim = kDim;
   store.num_blocks = static_cast<std::int64_t>(all_blocks(shape_));
   store.num_records = static_cast<std::int64_t>(segments_of(shape_));
   store.centroids = reinterpret_cast<std::byte*>(layer.centroids.data());
@@ -234,7 +234,7 @@ RowStore DecodeScene::rows(const Buffer<std::uint16_t>& memory) const {
   store.head_stride = memory.size() / kHeads * sizeof(std::uint16_t);
   store.row_bytes = 2 * kDim * sizeof(std::uint16_t);
   store.dtype = DType::kBF16;
-  store.head_dim = kDim;
+  store.head_dim = store.value_dim = kDim;
   return store;
 }
 

@@ -16,15 +16,16 @@ inline namespace v0 {
 struct DecodeArgs {
   TensorView query;         ///< [num_rows, num_q_heads, head_dim], f32, f16 or bf16, any strides
   TensorView key;           ///< [num_rows, num_tokens, num_kv_heads, head_dim], f32, f16 or bf16
-  TensorView value;         ///< as key, same dtype
+  TensorView value;         ///< [num_rows, num_tokens, num_kv_heads, value_dim], dtype of key
   TensorView lengths;       ///< i32 [num_rows], each 0 .. num_tokens; or empty: all are num_tokens
   float softmax_scale = 0;  ///< 0: 1 / sqrt(head_dim)
+  float logit_softcap = 0;  ///< as ModelShape::logit_softcap
 };
 
 /// Attention of each row over its first `lengths[row]` tokens. Length 0: O = 0, LSE = -inf.
 ///
 /// The same bits for any number of threads and any batch. Allocates nothing that grows with the
-/// tokens. head_dim: 64, 80, 96, 128 or 256.
+/// tokens. head_dim and value_dim: 64, 80, 96, 128 or 256.
 /// \throws ShapeError, DTypeError, ValueError  naming the argument, before anything is written
 /// Cost: reads each key and value once.
 void dense_decode(const DecodeArgs& args, const AttentionOut& out, Stream stream = {});

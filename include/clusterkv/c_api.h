@@ -105,7 +105,7 @@ ckv_status ckv_cache_plan(ckv_cache* cache, const ckv_plan_args* args, const ckv
 ckv_status ckv_cache_update(ckv_cache* cache, ckv_plan* plan, const ckv_step_row* rows,
                             size_t num_rows, const ckv_stream* stream, ckv_error* error);
 /// \param key    [new tokens, num_kv_heads, head_dim], f32, f16 or bf16, any strides
-/// \param value  the same shape
+/// \param value  the same, of value_dim
 /// CKV_STEP_ERROR; CKV_VALUE_ERROR with check_finite.
 ckv_status ckv_cache_append(ckv_cache* cache, const ckv_layer_call* call, const ckv_tensor* key,
                             const ckv_tensor* value, ckv_error* error);
@@ -127,7 +127,7 @@ ckv_status ckv_cache_token_ids(const ckv_cache* cache, const ckv_layer_call* cal
                                const ckv_selection* selection, const ckv_tensor* ids,
                                const ckv_tensor* counts, ckv_error* error);
 /// \param key    [last - first, num_kv_heads, head_dim], f32, f16 or bf16; last stride 1
-/// \param value  the same
+/// \param value  the same, of value_dim
 /// CKV_UNKNOWN_SEQUENCE, CKV_STEP_ERROR.
 ckv_status ckv_cache_read_rows(const ckv_cache* cache, const ckv_row_range* range,
                                const ckv_tensor* key, const ckv_tensor* value,

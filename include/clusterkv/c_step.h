@@ -75,7 +75,7 @@ typedef struct ckv_layer_call {
 /// AttentionOut
 typedef struct ckv_attention_out {
   size_t struct_size;
-  const ckv_tensor* out;  ///< [query rows, num_q_heads, head_dim], f32, f16 or bf16; last stride 1
+  const ckv_tensor* out;  ///< [query rows, num_q_heads, value_dim], f32, f16 or bf16; last stride 1
   const ckv_tensor* lse;  ///< f32 [query rows, num_q_heads], or NULL
 } ckv_attention_out;
 
@@ -120,10 +120,10 @@ typedef struct ckv_decode_args {
   size_t struct_size;
   const ckv_tensor* query;    ///< [num_rows, num_q_heads, head_dim], f32, f16 or bf16
   const ckv_tensor* key;      ///< [num_rows, num_tokens, num_kv_heads, head_dim]; last stride 1
-  const ckv_tensor* value;    ///< as key
+  const ckv_tensor* value;    ///< as key, of value_dim
   const ckv_tensor* lengths;  ///< i32 [num_rows], or NULL: all are num_tokens
   float softmax_scale;        ///< 0: 1 / sqrt(head_dim)
-  int32_t reserved;           ///< 0
+  float logit_softcap;        ///< 0: none
 } ckv_decode_args;
 
 // --------------------------------------------------------------------------------------- stats

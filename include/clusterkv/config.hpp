@@ -58,10 +58,11 @@ struct ModelShape {
   int num_q_heads = 0;            ///< query heads held here; a multiple of num_kv_heads
   int num_kv_heads = 0;           ///< KV heads held here; > 0
   int head_dim = 0;               ///< 64, 80, 96, 128 or 256
-  int value_dim = 0;              ///< 0: head_dim; other values are not supported yet
+  int value_dim = 0;              ///< of values and outputs; as head_dim. 0: head_dim
   DType kv_dtype = DType::kBF16;  ///< how rows are stored: kBF16, kF16 or kF32
   float softmax_scale = 0;        ///< 0: 1 / sqrt(head_dim)
-  float logit_softcap = 0;        ///< must be 0: not supported yet
+  /// c of logits c tanh(softmax_scale q.k / c), as Gemma 2 has them; 1e-3 .. 1e6. 0: none.
+  float logit_softcap = 0;
   /// Model layer ids held here, ascending: pipeline ranks, models with sliding-window layers.
   /// Empty: 0 .. num_layers - 1. Calls take positions in this list, not ids.
   std::vector<int> layers;

@@ -165,7 +165,7 @@ class ClusterKVCache {
   ///
   /// \param key    [plan.num_new_tokens(), num_kv_heads, head_dim], post-RoPE; f32, f16 or bf16;
   ///               any strides; rows of the step one after the other
-  /// \param value  the same shape; its dtype may differ
+  /// \param value  the same, of value_dim; its dtype may differ
   /// \throws ShapeError, DTypeError  if a tensor is not of that form
   /// \throws StepError               if the layer was appended already, or the plan is stale
   /// \throws ValueError              with check_finite, if an element is NaN or infinite
@@ -209,7 +209,7 @@ class ClusterKVCache {
 
   /// Rows [first, last) of a sequence in token order, as stored: for an engine's own prefill.
   /// \param key    [last - first, num_kv_heads, head_dim], f32, f16 or bf16; last stride 1
-  /// \param value  the same; its dtype may differ
+  /// \param value  the same, of value_dim; its dtype may differ
   /// \throws UnknownSequence, ShapeError, DTypeError; StepError before append() of the layer
   void read_rows(int layer, SequenceId id, std::int64_t first, std::int64_t last,
                  const TensorView& key, const TensorView& value, Stream stream = {}) const;

@@ -68,7 +68,7 @@ struct Support {
 
 /// One attention result per query row and query head.
 struct AttentionOut {
-  TensorView out;       ///< [query rows, num_q_heads, head_dim], f32, f16 or bf16; last stride 1
+  TensorView out;       ///< [query rows, num_q_heads, value_dim], f32, f16 or bf16; last stride 1
   TensorView lse = {};  ///< f32 [query rows, num_q_heads], natural log of the denominator; or empty
 };
 

@@ -28,13 +28,13 @@ struct PartialHead {
   std::int32_t kept;  ///< tail pieces: clusters whose value mean was read
 };
 
-/// Where partials lie: heads [row, q_head, piece], outputs [row, q_head, piece, head_dim]; the heads of
+/// Where partials lie: heads [row, q_head, piece], outputs [row, q_head, piece, value_dim]; the heads of
 /// all query tokens.
 struct Partials {
   PartialHead* heads;
   float* outputs;
   int num_q_heads;
-  int head_dim;
+  int value_dim;
 
   [[nodiscard]] CLUSTERKV_HD std::int64_t at(int row, int q_head, int piece) const {
     return (static_cast<std::int64_t>(row) * num_q_heads + q_head) * kMaxPieces + piece;
@@ -43,7 +43,7 @@ struct Partials {
     return heads[at(row, q_head, piece)];
   }
   [[nodiscard]] CLUSTERKV_HD float* output(int row, int q_head, int piece) const {
-    return outputs + at(row, q_head, piece) * head_dim;
+    return outputs + at(row, q_head, piece) * value_dim;
   }
 };
 
@@ -66,6 +66,7 @@ struct AttendParams {
   const RowScores* scores;   ///< [num_rows]
   const HeadTotals* totals;  ///< [num_rows, num_q_heads * query_tokens]
   int query_tokens = 1;      ///< of a row, at most
+  float logit_softcap = 0;   ///< in natural logits; 0: none
 };
 
 /// Query heads of a plan row, those of all its query tokens; and those that a selection head serves.
@@ -117,7 +118,7 @@ struct MergeParams {
   AttendParams attend;
   bool rows_part;               ///< merge the row pieces
   bool tail_part;               ///< merge the tail pieces and the rest
-  TensorView out;               ///< [query rows, num_q_heads, head_dim]; last stride 1
+  TensorView out;               ///< [query rows, num_q_heads, value_dim]; last stride 1
   TensorView lse;               ///< f32 [query rows, num_q_heads], or empty
   float* tail_mass;             ///< as totals: share of the softmax given to the tail; or null
   std::int64_t* kept;           ///< [num_rows, selection_heads], value means read; or null
@@ -133,15 +134,16 @@ CLUSTERKV_HD inline float sink_m(const MergeParams& p, int q_head) {
 // -------------------------------------------------------------------------- the caller's rows
 /// Attention over an engine's own tensors. Row r of the batch is cut into the same pieces.
 struct DecodeParams {
-  TensorView query;  ///< [num_rows, num_q_heads, head_dim], any strides
-  TensorView key;    ///< [num_rows, num_tokens, num_kv_heads, head_dim], last stride 1
-  TensorView value;
+  TensorView query;      ///< [num_rows, num_q_heads, head_dim], any strides
+  TensorView key;        ///< [num_rows, num_tokens, num_kv_heads, head_dim], last stride 1
+  TensorView value;      ///< as key, of value_dim
   TensorView lengths;    ///< i32 [num_rows], or empty
   TensorView token_ids;  ///< i32 [num_rows, heads, capacity], or empty: all tokens
   TensorView counts;     ///< i32 [num_rows, heads]
   float softmax_scale;
   TensorView out;
   TensorView lse;
+  float logit_softcap = 0;  ///< in natural logits; 0: none
 };
 
 /// One row and query head of merge_states().

@@ -25,6 +25,7 @@ CLUSTERKV_HD inline void count_list(const MergeParams& params, int row, int head
   if (view.query_row < 0) return;
   const std::int64_t list = p.lists.list(row, head);
   const std::int64_t head_dim = p.live.head_dim;
+  const std::int64_t value_dim = p.live.value_dim;
   const int served = num_served(p, row);
   if (!p.all_rows && view.is_scored()) {
     std::int64_t clusters = 0;
@@ -44,12 +45,13 @@ CLUSTERKV_HD inline void count_list(const MergeParams& params, int row, int head
     stats.sink_tokens += view.num_sinks;
     stats.selected_tokens += attended - view.num_sinks - view.num_pending;
     stats.pending_tokens += view.num_pending;
-    stats.row_bytes += attended * 2 * head_dim * static_cast<std::int64_t>(size_of(p.live.dtype));
+    stats.row_bytes +=
+        attended * (head_dim + value_dim) * static_cast<std::int64_t>(size_of(p.live.dtype));
   }
   stats.selected_clusters += p.all_rows ? 0 : p.lists.num_clusters[list];
   if (!has_tail(p, row)) return;
   const auto element = static_cast<std::int64_t>(IndexStore::element_bytes(p.index.dtype));
-  stats.value_mean_bytes += params.kept[list] * (head_dim * element + kScaleBytes);
+  stats.value_mean_bytes += params.kept[list] * (value_dim * element + kScaleBytes);
   const float* mass = params.tail_mass + std::int64_t{row} * p.num_q_heads * p.query_tokens;
   for (int q_head = head * served; q_head < (head + 1) * served; ++q_head) {
     ++stats.estimates;

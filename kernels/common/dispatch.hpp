@@ -10,6 +10,8 @@
 #include <type_traits>
 
 #include "clusterkv/types.hpp"
+#include "kernels/common/host_device.hpp"
+#include "kernels/common/tuning.hpp"
 
 namespace clusterkv {
 
@@ -38,6 +40,37 @@ template <auto... kValues, class V, class Fn>
 template <class Fn>
 [[gnu::always_inline]] inline void dispatch_head_dim(int head_dim, const Fn& fn) {
   dispatch_value<64, 80, 96, 128, 256>("head_dim", head_dim, fn);
+}
+
+/// A dim known when compiling, and one that is not. kMost: what it can be.
+template <int kDim>
+struct FixedDim {
+  static constexpr int kMost = kDim;
+  FixedDim() = default;
+  CLUSTERKV_HD constexpr explicit FixedDim(int) {}
+  CLUSTERKV_HD constexpr operator int() const { return kDim; }
+};
+struct AnyDim {
+  static constexpr int kMost = kMaxHeadDim;
+  int dim;
+  CLUSTERKV_HD constexpr explicit AnyDim(int value) : dim(value) {}
+  CLUSTERKV_HD constexpr operator int() const { return dim; }
+};
+/// kDim = 0: any.
+template <int kDim>
+using DimOf = std::conditional_t<kDim == 0, AnyDim, FixedDim<kDim>>;
+
+/// Calls fn with value_dim, known when compiling where it is head_dim, as in nearly all models: there need
+/// not be code for each pair.
+template <int kHeadDim, class Fn>
+[[gnu::always_inline]] inline void dispatch_value_dim(int value_dim, const Fn& fn) {
+  value_dim == kHeadDim ? fn(FixedDim<kHeadDim>()) : fn(AnyDim(value_dim));
+}
+
+/// Calls fn with the dim that keys and values have, or with 0 where they differ.
+template <class Fn>
+[[gnu::always_inline]] inline void dispatch_dims(int head_dim, int value_dim, const Fn& fn) {
+  head_dim == value_dim ? dispatch_head_dim(head_dim, fn) : fn(std::integral_constant<int, 0>{});
 }
 
 /// The dtypes rows are stored in.

@@ -35,6 +35,15 @@ CLUSTERKV_HD constexpr float log2_term(int i) {
   return kTerms[i];
 }
 
+/// (tanh x - x) / x^3 as a polynomial in x^2, highest power first, for |x| < kTanhSmall (Cephes).
+inline constexpr int kTanhTerms = 5;
+inline constexpr float kTanhSmall = 0.625F;
+CLUSTERKV_HD constexpr float tanh_term(int i) {
+  constexpr float kTerms[kTanhTerms] = {-5.70498873e-3F, 2.06390888e-2F, -5.37397156e-2F,
+                                        1.33314422e-1F, -3.33332819e-1F};
+  return kTerms[i];
+}
+
 /// 2^x, relative error < 2e-7. At or below -126, and for NaN: 0. Above 127: 2^127.
 CLUSTERKV_HD inline float exp2_fixed(float x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
@@ -61,6 +70,36 @@ CLUSTERKV_HD inline float log2_1p_fixed(float w) {
   for (int i = 1; i < kLog2Terms; ++i) p = p * s2 + log2_term(i);
   return p * s + static_cast<float>(static_cast<std::int32_t>(n));
 }
+
+/// tanh x, relative error < 3e-7. NaN stays NaN.
+CLUSTERKV_HD inline float tanh_fixed(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  const float a = std::bit_cast<float>(bits & 0x7fffffffU);
+  const float s = a * a;
+  float p = tanh_term(0);
+  for (int i = 1; i < kTanhTerms; ++i) p = p * s + tanh_term(i);
+  const float small = p * s * a + a;
+  const float large = 1.0F - 2.0F / (exp2_fixed(a * (2.0F * kLog2E)) + 1.0F);
+  const float magnitude = a >= kTanhSmall ? large : small;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | (bits & 0x80000000U));
+}
+
+/// A model's soft cap c: f(x) = c tanh(x / c) of a logit x. As logits, in units of log2.
+struct Softcap {
+  float cap;      ///< 0: none
+  float inverse;  ///< 1 / cap
+  float bend;     ///< 2 / c, c in natural logits
+
+  /// \param natural  c; 0: none
+  CLUSTERKV_HD explicit Softcap(float natural)
+      : cap(natural * kLog2E),
+        inverse(natural > 0.0F ? 1.0F / cap : 0.0F),
+        bend(2.0F * kLog2E * inverse) {}
+  [[nodiscard]] CLUSTERKV_HD bool is_on() const { return cap > 0.0F; }
+  [[nodiscard]] CLUSTERKV_HD float operator()(float x) const {
+    return cap * tanh_fixed(x * inverse);
+  }
+};
 
 /// Sum of kCount partial sums in the fixed order of a tree; kCount a power of two.
 template <int kCount>

@@ -62,14 +62,22 @@ struct SequenceView {
 };
 
 /// Rows of one layer: plane h holds the rows of KV head h.
-/// Row: key [head_dim], then value [head_dim], both in `dtype`.
+/// Row: key [head_dim], then value [value_dim], both in `dtype`.
 struct RowStore {
   std::byte* base = nullptr;
   std::size_t head_stride = 0;  ///< bytes from plane to plane
   std::size_t row_bytes = 0;
   DType dtype = DType::kF32;
   int head_dim = 0;
+  int value_dim = 0;
 
+  /// From a row to its value, and that value's length.
+  CLUSTERKV_HD std::size_t key_bytes() const {
+    return static_cast<std::size_t>(head_dim) * size_of(dtype);
+  }
+  CLUSTERKV_HD std::size_t value_bytes() const {
+    return static_cast<std::size_t>(value_dim) * size_of(dtype);
+  }
   CLUSTERKV_HD std::byte* row(int kv_head, std::uint32_t row) const {
     return base + static_cast<std::size_t>(kv_head) * head_stride +
            static_cast<std::size_t>(row) * row_bytes;
@@ -81,32 +89,38 @@ struct RowStore {
 struct IndexStore {
   IndexDType dtype = IndexDType::kInt8;
   int head_dim = 0;
+  int value_dim = 0;
   std::int64_t num_blocks = 0;       ///< a plane's length in blocks
   std::int64_t num_records = 0;      ///< a plane's length in segment records
   std::byte* centroids = nullptr;    ///< [kv_head, block, cluster, head_dim] in `dtype`
-  std::byte* value_means = nullptr;  ///< as centroids
+  std::byte* value_means = nullptr;  ///< [kv_head, block, cluster, value_dim] in `dtype`
   float* centroid_scale = nullptr;   ///< [kv_head, block, cluster]; 1 unless int8
   float* value_scale = nullptr;      ///< [kv_head, block, cluster]; 1 unless int8
   float* spread = nullptr;           ///< [kv_head, block, cluster], sigma^2
   std::uint32_t* offset = nullptr;   ///< [kv_head, block, cluster + 1], logical stored rows
   float* profile = nullptr;          ///< [kv_head, record, head_dim], D_d of the segment
-  float* value_sum = nullptr;        ///< [kv_head, record, head_dim], of all rows up to its end
+  float* value_sum = nullptr;        ///< [kv_head, record, value_dim], of all rows up to its end
   std::int32_t* used = nullptr;      ///< [kv_head, record], clusters of the segment that have rows
 
   CLUSTERKV_HD static std::size_t element_bytes(IndexDType dtype) {
     return dtype == IndexDType::kInt8 ? 1 : dtype == IndexDType::kBF16 ? 2 : 4;
   }
-  CLUSTERKV_HD std::size_t block_bytes() const {
+  /// Of the centroids, and of the value means of a block.
+  CLUSTERKV_HD std::size_t centroid_block_bytes() const {
     return static_cast<std::size_t>(kBlockClusters * head_dim) * element_bytes(dtype);
+  }
+  CLUSTERKV_HD std::size_t mean_block_bytes() const {
+    return static_cast<std::size_t>(kBlockClusters * value_dim) * element_bytes(dtype);
   }
   CLUSTERKV_HD std::int64_t plane_block(int kv_head, std::uint32_t block) const {
     return kv_head * num_blocks + block;
   }
   CLUSTERKV_HD std::byte* block_centroids(int kv_head, std::uint32_t block) const {
-    return centroids + static_cast<std::size_t>(plane_block(kv_head, block)) * block_bytes();
+    return centroids +
+           static_cast<std::size_t>(plane_block(kv_head, block)) * centroid_block_bytes();
   }
   CLUSTERKV_HD std::byte* block_value_means(int kv_head, std::uint32_t block) const {
-    return value_means + static_cast<std::size_t>(plane_block(kv_head, block)) * block_bytes();
+    return value_means + static_cast<std::size_t>(plane_block(kv_head, block)) * mean_block_bytes();
   }
   CLUSTERKV_HD std::uint32_t* block_offset(int kv_head, std::uint32_t block) const {
     return offset + plane_block(kv_head, block) * (kBlockClusters + 1);
@@ -115,7 +129,7 @@ struct IndexStore {
     return profile + (kv_head * num_records + record) * head_dim;
   }
   CLUSTERKV_HD float* record_value_sum(int kv_head, std::uint32_t record) const {
-    return value_sum + (kv_head * num_records + record) * head_dim;
+    return value_sum + (kv_head * num_records + record) * value_dim;
   }
   CLUSTERKV_HD std::int32_t* record_used(int kv_head, std::uint32_t record) const {
     return used + kv_head * num_records + record;

@@ -18,7 +18,7 @@ namespace clusterkv::recall {
 /// Converts new keys and values to rows of the live store.
 struct AppendParams {
   TensorView key;            ///< [tokens, num_kv_heads, head_dim], f32, f16 or bf16, any strides
-  TensorView value;          ///< as key; empty: values are stored as 0
+  TensorView value;          ///< as key, of value_dim; empty: values are stored as 0
   std::int64_t first_token;  ///< of the tensors
   int num_tokens;
   const std::uint32_t* pages;
@@ -31,7 +31,7 @@ struct AppendParams {
 struct ReadParams {
   RowStore store;
   TensorView key;    ///< [tokens, num_kv_heads, head_dim]
-  TensorView value;  ///< as key
+  TensorView value;  ///< [tokens, num_kv_heads, value_dim]
 };
 
 // -------------------------------------------------------------------------------- copy quads

@@ -16,6 +16,7 @@ namespace clusterkv::select {
 // ---------------------------------------------------------------------------- score clusters
 /// For query q of head h and cluster c, in units of log2, s the softmax scale:
 ///   z = s log2(e) q.centroid,   w = spread_c 1/2 s^2 sum_d q_d^2 D_d,   t = z + log2(1 + w)
+/// With a soft cap t is of z and w as cap_score() makes them.
 /// Writes e = 2^(t - m), m the maximum of t in the block, and the block's sums. Clusters without
 /// rows have e = 0. With an int8 index the dot product is an integer sum.
 struct ScoreParams {
@@ -26,8 +27,9 @@ struct ScoreParams {
   int num_q_heads;
   int num_kv_heads;
   float softmax_scale;
-  bool use_spread;       ///< false: w = 0
-  int query_tokens = 1;  ///< of a row, at most
+  bool use_spread;          ///< false: w = 0
+  int query_tokens = 1;     ///< of a row, at most
+  float logit_softcap = 0;  ///< in natural logits; 0: none
 };
 
 /// Blocks [first_block, last_block) of one plan row and KV head.

@@ -7,6 +7,7 @@
 
 #include "kernels/attend/attend.hpp"
 #include "src/runtime/check.hpp"
+#include "src/runtime/check_config.hpp"
 #include "src/runtime/parallel.hpp"
 
 namespace clusterkv {
@@ -54,8 +55,8 @@ std::int32_t read_i32(const TensorView& t, std::int64_t offset) {
 }
 
 void check_out(const AttentionOut& out, std::int64_t rows, std::int64_t heads,
-               std::int64_t head_dim) {
-  check_tensor(out.out, {"out", {rows, heads, head_dim}, kFloatTypes, LastStride::kOne});
+               std::int64_t value_dim) {
+  check_tensor(out.out, {"out", {rows, heads, value_dim}, kFloatTypes, LastStride::kOne});
   if (!out.lse.empty()) check_tensor(out.lse, {"lse", {rows, heads}, {DType::kF32}});
 }
 
@@ -83,9 +84,13 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
   const std::int64_t kv_heads = args.key.shape[2];
   check_tensor(
       args.value,
-      {"value", {rows, args.key.shape[1], kv_heads, head_dim}, {args.key.dtype}, LastStride::kOne});
-  if (head_dim != 64 && head_dim != 80 && head_dim != 96 && head_dim != 128 && head_dim != 256) {
+      {"value", {rows, args.key.shape[1], kv_heads, -1}, {args.key.dtype}, LastStride::kOne});
+  const std::int64_t value_dim = args.value.shape[3];
+  if (!runtime::is_head_dim(head_dim)) {
     fail<ShapeError>("query: head_dim {}, expected 64, 80, 96, 128 or 256", head_dim);
+  }
+  if (!runtime::is_head_dim(value_dim)) {
+    fail<ShapeError>("value: value_dim {}, expected 64, 80, 96, 128 or 256", value_dim);
   }
   if (kv_heads < 1 || q_heads < 1 || q_heads % kv_heads != 0) {
     fail<ShapeError>("query: {} heads, expected a multiple of key's {}", q_heads, kv_heads);
@@ -94,7 +99,10 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
   if (!std::isfinite(args.softmax_scale) || args.softmax_scale < 0.0F) {
     fail<ValueError>("softmax_scale: {}, expected finite and >= 0", args.softmax_scale);
   }
-  check_out(out, rows, q_heads, head_dim);
+  if (!runtime::is_softcap(args.logit_softcap)) {
+    fail<ValueError>("logit_softcap: {}, expected 0, or 1e-3 .. 1e6", args.logit_softcap);
+  }
+  check_out(out, rows, q_heads, value_dim);
   check_lengths(args, rows);
   const float scale = args.softmax_scale > 0.0F ? args.softmax_scale
                                                 : 1.0F / std::sqrt(static_cast<float>(head_dim));
@@ -106,7 +114,8 @@ attend::DecodeParams check_decode(const DecodeArgs& args, const AttentionOut& ou
           .counts = {},
           .softmax_scale = scale,
           .out = out.out,
-          .lse = out.lse};
+          .lse = out.lse,
+          .logit_softcap = args.logit_softcap};
 }
 
 void check_ids(const DecodeArgs& args, const TensorView& ids, const TensorView& counts) {
@@ -166,17 +175,17 @@ void merge_states(std::span<const AttentionOut> parts, const AttentionOut& total
   if (parts.empty()) fail<ShapeError>("parts: 0 of them, expected at least 1");
   const TensorView& first = parts[0].out;
   check_tensor(first, {"parts[0].out", {-1, -1, -1}, kFloatTypes});
-  const auto [rows, heads, head_dim] = std::array{first.shape[0], first.shape[1], first.shape[2]};
-  if (head_dim > kMaxHeadDim) {
-    fail<ShapeError>("parts[0].out: head_dim {}, expected at most {}", head_dim, kMaxHeadDim);
+  const auto [rows, heads, value_dim] = std::array{first.shape[0], first.shape[1], first.shape[2]};
+  if (value_dim > kMaxHeadDim) {
+    fail<ShapeError>("parts[0].out: value_dim {}, expected at most {}", value_dim, kMaxHeadDim);
   }
   check_rows_and_heads("parts[0].out", rows, heads);
-  check_out(total, rows, heads, head_dim);
+  check_out(total, rows, heads, value_dim);
   std::vector<TensorView> outs;
   std::vector<TensorView> lses;
   for (const AttentionOut& part : parts) {
     const std::string name = fmt::format("parts[{}]", outs.size());
-    check_tensor(part.out, {(name + ".out").c_str(), {rows, heads, head_dim}, kFloatTypes});
+    check_tensor(part.out, {(name + ".out").c_str(), {rows, heads, value_dim}, kFloatTypes});
     check_tensor(part.lse, {(name + ".lse").c_str(), {rows, heads}, {DType::kF32}});
     outs.push_back(part.out);
     lses.push_back(part.lse);

@@ -34,10 +34,11 @@ void visit_rows(const RowStore& store, int head, std::uint32_t row, std::int64_t
 }
 
 void visit_block(const IndexStore& index, int head, std::uint32_t block, PartVisitor& visitor) {
-  const auto bytes = static_cast<std::int64_t>(index.block_bytes());
+  const auto of_centroids = static_cast<std::int64_t>(index.centroid_block_bytes());
+  const auto of_means = static_cast<std::int64_t>(index.mean_block_bytes());
   const std::int64_t first = index.plane_block(head, block) * kBlockClusters;
-  visitor.visit(bytes_of(index.block_centroids(head, block), bytes));
-  visitor.visit(bytes_of(index.block_value_means(head, block), bytes));
+  visitor.visit(bytes_of(index.block_centroids(head, block), of_centroids));
+  visitor.visit(bytes_of(index.block_value_means(head, block), of_means));
   for (float* numbers : {index.centroid_scale, index.value_scale, index.spread}) {
     visitor.visit(bytes_of(numbers + first, kBlockClusters));
   }
@@ -113,9 +114,9 @@ void visit_parts(const SavedPlane& plane, const Sequence& sequence, PartVisitor&
     for (int b = 0; b < segment.num_blocks; ++b) {
       visit_block(plane.index, head, sequence.blocks_of(segment)[b], visitor);
     }
-    const std::int64_t dim = plane.index.head_dim;
-    visitor.visit(bytes_of(plane.index.record_profile(head, segment.record), dim));
-    visitor.visit(bytes_of(plane.index.record_value_sum(head, segment.record), dim));
+    const IndexStore& index = plane.index;
+    visitor.visit(bytes_of(index.record_profile(head, segment.record), index.head_dim));
+    visitor.visit(bytes_of(index.record_value_sum(head, segment.record), index.value_dim));
     visitor.visit(bytes_of(plane.index.record_used(head, segment.record), 1));
     visitor.end_block();
   }

@@ -19,7 +19,7 @@ bool is_large(const SealSize& size) {
 }
 
 /// How the area of a job of this size is cut.
-SealScratch scratch_for(const SealSize& size, int head_dim) {
+SealScratch scratch_for(const SealSize& size, const ModelShape& model) {
   Carver carver(nullptr);
   const auto take = [&](Size count, std::size_t element) {
     const std::size_t at = carver.used();
@@ -27,17 +27,16 @@ SealScratch scratch_for(const SealSize& size, int head_dim) {
     return at;
   };
   const Size clusters = size.num_clusters;
-  const Size means = clusters * head_dim;
   SealScratch area{};
   take(size.num_tokens, sizeof(std::int32_t));
   area.order = take(size.num_tokens, sizeof(std::int32_t));
   area.offset = take(clusters + 1, sizeof(std::int32_t));
   area.used = take(clusters, sizeof(std::int32_t));
-  area.variance = take(means, sizeof(float));
-  area.value_sum = take(means, sizeof(float));
+  area.variance = take(clusters * model.head_dim, sizeof(float));
+  area.value_sum = take(clusters * model.value_dim, sizeof(float));
   if (is_large(size)) {
     const Size padded = large_clusters(size.num_clusters);
-    area.centroids = take(padded * head_dim, sizeof(std::uint16_t));
+    area.centroids = take(padded * model.head_dim, sizeof(std::uint16_t));
     area.bias = take(padded, sizeof(float));
     area.cursor = take(clusters, sizeof(std::int32_t));
   }
@@ -57,9 +56,8 @@ SealSize segment_of(const ClusterConfig& c) {
 }  // namespace
 
 Size Sealer::scratch_bytes(const CacheConfig& config) {
-  const int head_dim = config.model.head_dim;
-  const std::size_t window = scratch_for(window_of(config.cluster), head_dim).area_bytes;
-  const std::size_t segment = scratch_for(segment_of(config.cluster), head_dim).area_bytes;
+  const std::size_t window = scratch_for(window_of(config.cluster), config.model).area_bytes;
+  const std::size_t segment = scratch_for(segment_of(config.cluster), config.model).area_bytes;
   return Size(kSegmentJobs) * std::max(window, segment);
 }
 
@@ -87,11 +85,11 @@ Sealer::Sealer(const CacheConfig& config, MemoryResource& memory)
 }
 
 bool Sealer::has_room(int num_tokens, int num_clusters) const {
-  return scratch_for({num_tokens, num_clusters}, model_.head_dim).area_bytes <= scratch_.bytes();
+  return scratch_for({num_tokens, num_clusters}, model_).area_bytes <= scratch_.bytes();
 }
 
 void Sealer::reserve(int num_tokens, int num_clusters) {
-  const std::size_t needed = scratch_for({num_tokens, num_clusters}, model_.head_dim).area_bytes;
+  const std::size_t needed = scratch_for({num_tokens, num_clusters}, model_).area_bytes;
   scratch_ = runtime::Buffer(*memory_, needed, "clustering scratch", {Device::kCuda});
 }
 
@@ -105,7 +103,7 @@ void Sealer::seal(const SealTarget& target, const SealView* seals, std::span<con
       const SealSize both{std::max(most.num_tokens, sizes[last].num_tokens),
                           std::max(most.num_clusters, sizes[last].num_clusters)};
       const std::size_t jobs = (last - first + 1) * static_cast<std::size_t>(target.num_planes);
-      const std::size_t area = scratch_for(both, model_.head_dim).area_bytes;
+      const std::size_t area = scratch_for(both, model_).area_bytes;
       if (last > first && (jobs > kMaxJobs || jobs * area > scratch_.bytes())) break;
       most = both;
     }
@@ -116,7 +114,7 @@ void Sealer::seal(const SealTarget& target, const SealView* seals, std::span<con
 
 void Sealer::seal_group(const SealTarget& target, const SealView* seals, int num_seals,
                         const SealSize& most, std::int64_t* clusters, void* stream) {
-  SealScratch scratch = scratch_for(most, model_.head_dim);
+  SealScratch scratch = scratch_for(most, model_);
   scratch.base = scratch_.data();
   const auto room =
       static_cast<int>(std::clamp<std::size_t>(scratch_.bytes() / scratch.area_bytes, 1, kMaxJobs));

@@ -13,7 +13,7 @@ Size plane_bytes(const ModelShape& model, std::int64_t num_pages) {
 }  // namespace
 
 std::size_t row_bytes(const ModelShape& model) {
-  return 2 * static_cast<std::size_t>(model.head_dim) * size_of(model.kv_dtype);
+  return static_cast<std::size_t>(model.head_dim + model.value_dim) * size_of(model.kv_dtype);
 }
 
 std::size_t RowArena::bytes(const ModelShape& model, std::int64_t num_pages) {
@@ -28,6 +28,7 @@ RowArena::RowArena(const ModelShape& model, std::int64_t num_pages, MemoryResour
   first_layer_.row_bytes = row_bytes(model);
   first_layer_.dtype = model.kv_dtype;
   first_layer_.head_dim = model.head_dim;
+  first_layer_.value_dim = model.value_dim;
 }
 
 RowStore RowArena::layer(int layer) const {

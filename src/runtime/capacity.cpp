@@ -54,8 +54,8 @@ Capacity capacity_of(const CacheConfig& config) {
   capacity.records = config.max_tokens / least_segment(config.cluster) + 1;
   capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;
   if (config.store.residency == Residency::kHost) {
-    const std::size_t quad_bytes = static_cast<std::size_t>(kQuadRows) * 2 *
-                                   static_cast<std::size_t>(m.head_dim) * size_of(m.kv_dtype);
+    const auto row_elements = static_cast<std::size_t>(m.head_dim + m.value_dim);
+    const std::size_t quad_bytes = kQuadRows * row_elements * size_of(m.kv_dtype);
     const int planes = m.num_layers * m.num_kv_heads;
     const std::int64_t served = capacity.selection_heads / m.num_kv_heads;
     const std::int64_t wanted = sequences * served * config.select.budget_tokens;
@@ -84,7 +84,7 @@ CacheConfig resolved(const CacheConfig& config, Residency residency) {
   CacheConfig result = config;
   ModelShape& m = result.model;
   if (m.softmax_scale == 0.0F) m.softmax_scale = 1.0F / std::sqrt(static_cast<float>(m.head_dim));
-  m.value_dim = m.head_dim;
+  if (m.value_dim == 0) m.value_dim = m.head_dim;
   if (m.layers.empty()) {
     m.layers.resize(static_cast<std::size_t>(m.num_layers));
     std::iota(m.layers.begin(), m.layers.end(), 0);

@@ -44,8 +44,6 @@ bool strictly_ascending(const std::vector<int>& layers) {
 /// Calls check(ok, reason, value) for each rule until one returns false.
 template <class Check>
 bool check_model(const ModelShape& m, const Check& check) {
-  const bool known_dim = m.head_dim == 64 || m.head_dim == 80 || m.head_dim == 96 ||
-                         m.head_dim == 128 || m.head_dim == 256;
   const bool layers_match = m.layers.empty() || static_cast<int>(m.layers.size()) == m.num_layers;
   return check(m.num_layers > 0 && m.num_layers <= 4096, "model.num_layers: expected 1 .. 4096",
                m.num_layers) &&
@@ -55,14 +53,15 @@ bool check_model(const ModelShape& m, const Check& check) {
                m.num_q_heads) &&
          check(m.num_q_heads % m.num_kv_heads == 0,
                "model.num_q_heads: expected a multiple of num_kv_heads", m.num_q_heads) &&
-         check(known_dim, "model.head_dim: expected 64, 80, 96, 128 or 256", m.head_dim) &&
-         check(m.value_dim == 0 || m.value_dim == m.head_dim,
-               "model.value_dim: expected 0 or head_dim", m.value_dim) &&
+         check(is_head_dim(m.head_dim), "model.head_dim: expected 64, 80, 96, 128 or 256",
+               m.head_dim) &&
+         check(m.value_dim == 0 || is_head_dim(m.value_dim),
+               "model.value_dim: expected 0, 64, 80, 96, 128 or 256", m.value_dim) &&
          check(m.kv_dtype == DType::kF32 || m.kv_dtype == DType::kF16 || m.kv_dtype == DType::kBF16,
                "model.kv_dtype: expected kF32, kF16 or kBF16", static_cast<int>(m.kv_dtype)) &&
          check(std::isfinite(m.softmax_scale) && m.softmax_scale >= 0.0F,
                "model.softmax_scale: expected finite and >= 0", m.softmax_scale) &&
-         check(m.logit_softcap == 0.0F, "model.logit_softcap: not supported, expected 0",
+         check(is_softcap(m.logit_softcap), "model.logit_softcap: expected 0, or 1e-3 .. 1e6",
                m.logit_softcap) &&
          check(layers_match, "model.layers: expected none, or num_layers ids", m.layers.size()) &&
          check(layers_match && (m.layers.empty() || m.layers.front() >= 0) &&
@@ -148,6 +147,14 @@ void check_config(const CacheConfig& config) {
     if (!ok) fail<ConfigError>("{}, got {}", reason, value);
     return true;
   });
+}
+
+bool is_head_dim(std::int64_t dim) noexcept {
+  return dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256;
+}
+
+bool is_softcap(float softcap) noexcept {
+  return softcap == 0.0F || (softcap >= 1e-3F && softcap <= 1e6F);
 }
 
 void check_limits(const PlanLimits& limits) {

@@ -48,9 +48,12 @@ TEST_P(AttendRows, MatchesReferenceAndNeverReadsUnselectedRows) {
   Attention attention = make();
   attention.choose_some();
   poison_unselected(attention);
-  const Result got = attention.run();
-  expect_all(attention, got);
-  for (const float mass : got.tail_mass) EXPECT_EQ(mass, 0.0F);
+  for (const float softcap : kSoftcaps) {
+    attention.softcap = softcap;
+    const Result got = attention.run();
+    expect_all(attention, got);
+    for (const float mass : got.tail_mass) EXPECT_EQ(mass, 0.0F);
+  }
 }
 
 TEST_P(AttendRows, SinksAndPendingAloneWhenNothingIsSelected) {
@@ -76,6 +79,7 @@ TEST_P(AttendRows, QueryTokensAreCausal) {
     shape.num_pending = 17;
     Attention attention(shape, grouping, 1, {tokens, tokens + 1});
     attention.choose_some();
+    attention.softcap = tokens == 5 ? kSoftcaps[1] : 0;
     expect_all(attention, attention.run());
   }
 }
@@ -105,7 +109,8 @@ TEST_P(AttendRows, AttendsEachTokenExactlyOnce) {
   Attention attention = make();
   attention.choose_some();
   Scene& scene = attention.scene;
-  const int dim = scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
+  const Vec zero(static_cast<std::size_t>(scene.shape.op.head_dim));
   const std::size_t heads = attention.scene.clusters.size();
   std::vector<std::pair<bool, std::int64_t>> all;
   for (int i = 0; i < scene.shape.num_sinks; ++i) all.emplace_back(true, i);
@@ -117,7 +122,7 @@ TEST_P(AttendRows, AttendsEachTokenExactlyOnce) {
       if (i >= first && i < first + value.size()) value[i - first] = 1;
       for (std::size_t kv = 0; kv < heads; ++kv) {
         (all[i].first ? scene.live : scene.stored)
-            .set(static_cast<int>(kv), all[i].second, Vec(value.size()), value);
+            .set(static_cast<int>(kv), all[i].second, zero, value);
       }
     }
     const Result got = attention.run();
@@ -156,15 +161,18 @@ TEST_P(AttendRows, HugeLogitsDoNotOverflow) {
   Attention attention = make();
   attention.choose_some();
   attention.scale = 400.0F;  // logits of +-1e4 and more
+  attention.softcap = 3.0F;
+  expect_all(attention, attention.run());  // all but a few rows weigh alike
+  attention.softcap = 0;
   const Result got = attention.run();
   for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
     const auto terms = attention.row_terms(head);
-    const auto want = reference::softmax(terms, attention.scene.shape.op.head_dim);
+    const auto want = reference::softmax(terms, attention.value_dim());
     // The logit itself is rounded: 2^-24 of 1e4, times a dot of 256.
     EXPECT_LT(testing::relative_error(got.lse[static_cast<std::size_t>(head)], want.lse), 1e-5);
-    for (int d = 0; d < attention.scene.shape.op.head_dim; ++d) {
-      ASSERT_TRUE(std::isfinite(
-          got.out[static_cast<std::size_t>(head * attention.scene.shape.op.head_dim + d)]));
+    for (int d = 0; d < attention.value_dim(); ++d) {
+      ASSERT_TRUE(
+          std::isfinite(got.out[static_cast<std::size_t>(head * attention.value_dim() + d)]));
     }
   }
 }
@@ -191,7 +199,7 @@ TEST_P(AttendRows, PartialsAreThoseOfTheirRows) {
   Attention attention = make({{64, 1100}});
   attention.all_rows = true;
   const AttendParams p = attention.params();
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   for (int head = 0; head < attention.selection_heads(); ++head) {
     const std::int64_t rows = num_attended_rows(p, Attention::kRow, head);
     EXPECT_EQ(rows, 1100 + attention.scene.shape.num_sinks + attention.scene.shape.num_pending);
@@ -260,7 +268,7 @@ TEST_P(AttendRows, NanInAValueSpoilsItsKvHeadOnly) {
   const Result want = attention.run();
   attention.scene.live.poison(0, 1);
   const Result got = attention.run();
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   for (int head = attention.scene.group(); head < attention.scene.shape.num_q_heads; ++head) {
     EXPECT_EQ(std::memcmp(&got.out[static_cast<std::size_t>(head * dim)],
                           &want.out[static_cast<std::size_t>(head * dim)],
@@ -276,7 +284,7 @@ TEST(AttendRowsErrors, RejectsHeadDim72) {
   params.num_q_heads = params.num_kv_heads = 1;
   params.lists.selection_heads = 1;
   params.all_rows = true;
-  params.stored.head_dim = params.live.head_dim = params.partials.head_dim = 72;
+  params.stored.head_dim = params.live.head_dim = 72;
   EXPECT_THROW(ops_of(Backend::kCpu).attend_rows(params, 0, 0, 0), ConfigError);
 }
 
@@ -287,7 +295,7 @@ std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, AttendRows,
-                         ::testing::Combine(::testing::ValuesIn(testing::op_cases()),
+                         ::testing::Combine(::testing::ValuesIn(testing::value_op_cases()),
                                             ::testing::Values(Heads{6, 2}, Heads{5, 1}),
                                             ::testing::Values(HeadGrouping::kShared,
                                                               HeadGrouping::kPerQueryHead)),

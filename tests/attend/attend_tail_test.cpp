@@ -104,7 +104,7 @@ TEST_P(AttendTail, NeverReadsValueMeansThatDoNotMatter) {
     for (const auto& c : scene.clusters[static_cast<std::size_t>(kv)]) {
       if (c.size > attention.taken(head, c.id) && attention.is_kept_for(head, c.id)) continue;
       const std::size_t at = scene.index.at(kv, scene.block_of(c.id), c.id % kBlockClusters);
-      const std::size_t row = scene.index.view().block_bytes() / kBlockClusters;
+      const std::size_t row = scene.index.view().mean_block_bytes() / kBlockClusters;
       std::memset(scene.index.view().value_means + at * row, 0xFF, row);
       scene.index.view().value_scale[at] = NAN;
     }
@@ -127,7 +127,7 @@ TEST_P(AttendTail, NoneDenseAndEverythingHaveNoTail) {
   EXPECT_TRUE(has_tail(attention.params(), Attention::kRow));
 }
 
-TEST(AttendTailErrors, RejectsHeadDim72) {
+TEST(AttendTailErrors, RejectsValueDim72) {
   const SequenceView view{};
   const RowScores scores{};
   const HeadTotals totals[1] = {};
@@ -139,8 +139,7 @@ TEST(AttendTailErrors, RejectsHeadDim72) {
   params.num_q_heads = params.num_kv_heads = 1;
   params.lists.selection_heads = 1;
   params.lists.num_clusters = params.lists.num_rows = &none;
-  params.index.head_dim = params.stored.head_dim = 72;
-  params.live.head_dim = params.partials.head_dim = 72;
+  params.index.value_dim = params.partials.value_dim = 72;
   EXPECT_THROW(ops_of(Backend::kCpu).attend_tail(params, 0, 0, 0), ConfigError);
 }
 
@@ -151,7 +150,7 @@ std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
 }
 
 std::vector<OpCase> f32_cases() {  // rows are not read, so their dtype does not matter
-  std::vector<OpCase> cases = testing::op_cases();
+  std::vector<OpCase> cases = testing::value_op_cases();
   std::erase_if(cases, [](const OpCase& c) { return c.dtype != DType::kF32; });
   return cases;
 }

@@ -22,8 +22,9 @@ class Decode : public ::testing::TestWithParam<Param> {
   explicit Decode(Layout key_layout = Layout::kPadded)
       : query(op().dtype, kRows, heads().q, op().head_dim, Layout::kStrided, random),
         key(op().dtype, kRows * kTokens, heads().kv, op().head_dim, key_layout, random),
-        value(op().dtype, kRows * kTokens, heads().kv, op().head_dim, Layout::kHeadMajor, random),
-        out(op().dtype, kRows, heads().q, op().head_dim, Layout::kPadded, random),
+        value(op().dtype, kRows * kTokens, heads().kv, op().dims().value, Layout::kHeadMajor,
+              random),
+        out(op().dtype, kRows, heads().q, op().dims().value, Layout::kPadded, random),
         lse(std::vector<float>(static_cast<std::size_t>(kRows * heads().q), -7.0F)),
         params{query.view(),
                key.view4(kRows),
@@ -48,14 +49,15 @@ class Decode : public ::testing::TestWithParam<Param> {
     EXPECT_TRUE(out.gaps_intact());
   }
   void expect(int row, int q_head, const std::vector<int>& tokens) {
-    std::vector<Vec> keys;
-    std::vector<Vec> values;
+    std::vector<reference::Term> terms;
     const int kv = q_head / (heads().q / heads().kv);
     for (const int token : tokens) {
-      keys.push_back(key.row(row * kTokens + token, kv));
-      values.push_back(value.row(row * kTokens + token, kv));
+      const double logit = double{kScale} * reference::dot(query.row(row, q_head),
+                                                           key.row(row * kTokens + token, kv));
+      terms.push_back({reference::soft_capped(logit, double{params.logit_softcap}), 1.0,
+                       value.row(row * kTokens + token, kv)});
     }
-    const auto want = reference::attend(query.row(row, q_head), keys, values, double{kScale});
+    const auto want = reference::softmax(terms, op().dims().value);
     EXPECT_LT(testing::max_error(out.row(row, q_head), want.out),
               testing::storage_limit(op().dtype, 1e-5));
     EXPECT_LT(
@@ -75,9 +77,12 @@ class Decode : public ::testing::TestWithParam<Param> {
 };
 
 TEST_P(Decode, MatchesReferenceOverAllTokens) {
-  run_all(heads().kv);
-  for (int row = 0; row < kRows; ++row) {
-    for (int head = 0; head < heads().q; ++head) expect(row, head, first(kTokens));
+  for (const float softcap : kSoftcaps) {
+    params.logit_softcap = softcap;
+    run_all(heads().kv);
+    for (int row = 0; row < kRows; ++row) {
+      for (int head = 0; head < heads().q; ++head) expect(row, head, first(kTokens));
+    }
   }
 }
 
@@ -100,7 +105,7 @@ TEST_P(Decode, LengthZeroGivesZeroAndMinusInfinity) {
   params.lengths = contiguous_view(lengths, DType::kI32, {kRows});
   run_all(heads().kv);
   for (int head = 0; head < heads().q; ++head) {
-    EXPECT_EQ(out.row(0, head), Vec(static_cast<std::size_t>(op().head_dim)));
+    EXPECT_EQ(out.row(0, head), Vec(static_cast<std::size_t>(op().dims().value)));
     EXPECT_EQ(lse[static_cast<std::size_t>(head)], -INFINITY);
     expect(1, head, first(3));
   }
@@ -169,7 +174,7 @@ std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, Decode,
-                         ::testing::Combine(::testing::ValuesIn(testing::op_cases()),
+                         ::testing::Combine(::testing::ValuesIn(testing::value_op_cases()),
                                             ::testing::Values(Heads{1, 1}, Heads{6, 2}, Heads{5, 1},
                                                               Heads{12, 1})),
                          name_of_param);

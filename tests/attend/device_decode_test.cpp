@@ -20,7 +20,7 @@ namespace {
 namespace on_device = testing::on_device;
 using testing::Layout;
 using testing::Tensor;
-using Param = std::tuple<DType, int, Heads>;
+using Param = std::tuple<DType, testing::Dims, Heads>;
 
 constexpr int kRows = 2;
 constexpr int kTokens = 1100;  // two pieces of 128 in the last of nine
@@ -31,8 +31,8 @@ class DeviceDecode : public testing::DeviceTest, public ::testing::WithParamInte
   DeviceDecode()
       : query(dtype(), kRows, heads().q, dim(), Layout::kStrided, random),
         key(dtype(), kRows * kTokens, heads().kv, dim(), Layout::kTokenMajor, random),
-        value(dtype(), kRows * kTokens, heads().kv, dim(), Layout::kHeadMajor, random),
-        out(DType::kF32, kRows, heads().q, dim(), Layout::kPadded, random),
+        value(dtype(), kRows * kTokens, heads().kv, value_dim(), Layout::kHeadMajor, random),
+        out(DType::kF32, kRows, heads().q, value_dim(), Layout::kPadded, random),
         lse(static_cast<std::size_t>(kRows * heads().q)),
         params{query.view(),
                key.view4(kRows),
@@ -45,28 +45,31 @@ class DeviceDecode : public testing::DeviceTest, public ::testing::WithParamInte
                contiguous_view(lse.data(), DType::kF32, {kRows, heads().q})} {}
 
   static DType dtype() { return std::get<0>(GetParam()); }
-  static int dim() { return std::get<1>(GetParam()); }
+  static int dim() { return std::get<1>(GetParam()).key; }
+  static int value_dim() { return std::get<1>(GetParam()).value; }
   static Heads heads() { return std::get<2>(GetParam()); }
 
   void run() {
     const auto pieces = static_cast<std::size_t>(kRows * heads().q) * kMaxPieces;
     testing::Guarded<PartialHead> partial_heads(pieces);
-    testing::Guarded<float> outputs(pieces * static_cast<std::size_t>(dim()));
+    testing::Guarded<float> outputs(pieces * static_cast<std::size_t>(value_dim()));
     const auto lists = static_cast<std::size_t>(kRows * heads().q);
     testing::Guarded<std::uint32_t> arrived(std::vector<std::uint32_t>(lists, 0));
-    on_device::decode(params, {partial_heads.data(), outputs.data(), heads().q, dim()},
+    on_device::decode(params, {partial_heads.data(), outputs.data(), heads().q, value_dim()},
                       arrived.data(), nullptr);
     EXPECT_EQ(arrived.copy(), std::vector<std::uint32_t>(lists, 0)) << "counters are 0 again";
     EXPECT_TRUE(lse.guards_intact() && out.gaps_intact());
   }
   void expect(int row, int q_head, const std::vector<int>& tokens) {
-    std::vector<Vec> keys, values;
+    std::vector<reference::Term> terms;
     const int kv = q_head / (heads().q / heads().kv);
     for (const int token : tokens) {
-      keys.push_back(key.row(row * kTokens + token, kv));
-      values.push_back(value.row(row * kTokens + token, kv));
+      const double logit = double{kScale} * reference::dot(query.row(row, q_head),
+                                                           key.row(row * kTokens + token, kv));
+      terms.push_back({reference::soft_capped(logit, double{params.logit_softcap}), 1.0,
+                       value.row(row * kTokens + token, kv)});
     }
-    const auto want = reference::attend(query.row(row, q_head), keys, values, double{kScale});
+    const auto want = reference::softmax(terms, value_dim());
     // Weights are rounded to the rows' dtype.
     const double limit = dtype() == DType::kBF16 ? 0x1p-8 : 0x1p-11;
     EXPECT_LT(testing::max_error(out.row(row, q_head), want.out), limit);
@@ -89,9 +92,12 @@ class DeviceDecode : public testing::DeviceTest, public ::testing::WithParamInte
 TEST_P(DeviceDecode, EndsAtTheLengthOfEachRow) {
   const std::int32_t lengths[kRows] = {1, kTokens};
   params.lengths = contiguous_view(lengths, DType::kI32, {kRows});
-  run();
-  for (int row = 0; row < kRows; ++row) {
-    for (int head = 0; head < heads().q; ++head) expect(row, head, first(lengths[row]));
+  for (const float softcap : kSoftcaps) {
+    params.logit_softcap = softcap;
+    run();
+    for (int row = 0; row < kRows; ++row) {
+      for (int head = 0; head < heads().q; ++head) expect(row, head, first(lengths[row]));
+    }
   }
 }
 
@@ -126,7 +132,7 @@ TEST_P(DeviceDecode, LengthZeroGivesZeroAndMinusInfinity) {
   params.lengths = contiguous_view(lengths, DType::kI32, {kRows});
   run();
   for (int head = 0; head < heads().q; ++head) {
-    EXPECT_EQ(out.row(0, head), Vec(static_cast<std::size_t>(dim())));
+    EXPECT_EQ(out.row(0, head), Vec(static_cast<std::size_t>(value_dim())));
     EXPECT_EQ(lse[static_cast<std::size_t>(head)], -INFINITY);
     expect(1, head, first(3));
   }
@@ -171,7 +177,7 @@ TEST_P(DeviceDecode, RefusesRowsThatAreNotAligned) {
 }
 
 TEST_P(DeviceDecode, TheTotalMayBeOneOfTheParts) {
-  Tensor part(DType::kF32, kRows, heads().q, dim(), Layout::kPadded, random);
+  Tensor part(DType::kF32, kRows, heads().q, value_dim(), Layout::kPadded, random);
   const auto states = static_cast<std::size_t>(kRows * heads().q);
   testing::Guarded<float> part_lse(random.normals(states)), total_lse(random.normals(states));
   const auto lse_view = [&](testing::Guarded<float>& values) {
@@ -196,7 +202,7 @@ TEST_P(DeviceDecode, StatesMergeAsOnTheCpu) {
   std::vector<std::vector<float>> lses;
   std::vector<TensorView> out_views, lse_views;
   for (int part = 0; part < kParts; ++part) {
-    outs.emplace_back(part == 1 ? DType::kF16 : DType::kF32, kRows, heads().q, dim(),
+    outs.emplace_back(part == 1 ? DType::kF16 : DType::kF32, kRows, heads().q, value_dim(),
                       Layout::kPadded, random);
     lses.push_back(random.normals(static_cast<std::size_t>(kRows * heads().q), 3.0F));
     lses.back()[static_cast<std::size_t>(part)] = -INFINITY;
@@ -206,7 +212,7 @@ TEST_P(DeviceDecode, StatesMergeAsOnTheCpu) {
     out_views.push_back(outs[part].view());
     lse_views.push_back(contiguous_view(lses[part].data(), DType::kF32, {kRows, heads().q}));
   }
-  Tensor cpu_out(DType::kF32, kRows, heads().q, dim(), Layout::kPadded, random);
+  Tensor cpu_out(DType::kF32, kRows, heads().q, value_dim(), Layout::kPadded, random);
   testing::Guarded<float> cpu_lse(lse.size());
   StateParams p{out_views.data(), lse_views.data(), kParts, cpu_out.view(),
                 contiguous_view(cpu_lse.data(), DType::kF32, {kRows, heads().q})};
@@ -227,13 +233,19 @@ TEST_P(DeviceDecode, StatesMergeAsOnTheCpu) {
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
-  const auto& [dtype, dim, heads] = info.param;
-  return testing::name_of(dtype) + "_d" + std::to_string(dim) + "_" + name_of(heads);
+  const auto& [dtype, dims, heads] = info.param;
+  return testing::name_of(dtype) + "_" + testing::name_of(dims) + "_" + name_of(heads);
 }
 INSTANTIATE_TEST_SUITE_P(Ops, DeviceDecode,
                          ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
                                             ::testing::Values(64, 80, 96, 128, 256),
                                             ::testing::Values(Heads{4, 2}, Heads{12, 1})),
+                         name_of_param);
+INSTANTIATE_TEST_SUITE_P(Values, DeviceDecode,
+                         ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
+                                            ::testing::Values(testing::Dims{64, 128},
+                                                              testing::Dims{256, 80}),
+                                            ::testing::Values(Heads{4, 2})),
                          name_of_param);
 
 }  // namespace

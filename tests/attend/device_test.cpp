@@ -49,7 +49,7 @@ Result run_on_device(Attention& attention, bool rows_part = true, bool tail_part
 
 void expect_near(const Attention& attention, const Result& got, int q_head,
                  const std::vector<reference::Term>& terms) {
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   const reference::State want = reference::softmax(terms, dim);
   const std::span out(got.out.data() + q_head * dim, static_cast<std::size_t>(dim));
   const double limit = limit_of(attention.scene.shape.op.dtype);
@@ -57,15 +57,15 @@ void expect_near(const Attention& attention, const Result& got, int q_head,
   EXPECT_LT(testing::relative_error(got.lse[static_cast<std::size_t>(q_head)], want.lse), 1e-5);
 }
 
-using Param = std::tuple<DType, int, Heads, HeadGrouping>;
+using Param = std::tuple<DType, testing::Dims, Heads, HeadGrouping>;
 
 class DeviceAttend : public DeviceTest, public ::testing::WithParamInterface<Param> {
  protected:
   static Attention make(std::vector<testing::SegmentShape> segments, int num_pending = 11,
                         IndexDType index_dtype = IndexDType::kInt8) {
-    const auto& [dtype, dim, heads, grouping] = GetParam();
-    testing::SceneShape shape =
-        shape_of({Backend::kCuda, dtype, dim}, heads, std::move(segments), index_dtype);
+    const auto& [dtype, dims, heads, grouping] = GetParam();
+    testing::SceneShape shape = shape_of({Backend::kCuda, dtype, dims.key, dims.value}, heads,
+                                         std::move(segments), index_dtype);
     shape.num_pending = num_pending;
     Attention attention(shape, grouping);
     round_query(attention.scene);
@@ -77,6 +77,7 @@ TEST_P(DeviceAttend, RowsMatchReference) {
   for (const int pending : {0, 5, 11, 61}) {
     Attention attention = make({{20, 90}, {7, 31}}, pending);
     attention.choose_some();
+    attention.softcap = kSoftcaps[pending % 2];
     const Result got = run_on_device(attention);
     for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
       expect_near(attention, got, head, attention.row_terms(head));
@@ -87,7 +88,7 @@ TEST_P(DeviceAttend, RowsMatchReference) {
 
 // Four heads: 12 pieces in which a warp has three tiles, more than buffers. Others: pieces of one tile a warp.
 TEST_P(DeviceAttend, ManyPiecesMatchReference) {
-  const auto& [dtype, dim, heads, grouping] = GetParam();
+  const auto& [dtype, dims, heads, grouping] = GetParam();
   const bool is_long = heads.q == 4 && grouping == HeadGrouping::kShared;
   Attention attention = make({{20, is_long ? 1200 : 150}, {90, is_long ? 1000 : 120}}, 30);
   attention.all_rows = true;
@@ -140,16 +141,17 @@ TEST_P(DeviceAttend, RowsAndTailInOneLaunch) {
 }
 
 TEST_P(DeviceAttend, QueryTokensAreCausal) {
-  const auto& [dtype, dim, heads, grouping] = GetParam();
+  const auto& [dtype, dims, heads, grouping] = GetParam();
   if (grouping == HeadGrouping::kPerQueryHead) return;
   for (const int tokens : {2, 3, 16}) {
-    testing::SceneShape shape = shape_of({Backend::kCuda, dtype, dim}, {heads.q * tokens, heads.kv},
-                                         {{20, 60}, {130, 200}});
+    testing::SceneShape shape = shape_of({Backend::kCuda, dtype, dims.key, dims.value},
+                                         {heads.q * tokens, heads.kv}, {{20, 60}, {130, 200}});
     shape.num_pending = 17;
     Attention attention(shape, grouping, 1, {tokens, tokens + 1});
     round_query(attention.scene);
     attention.choose_some();
     attention.tail = Tail::kMean;
+    attention.softcap = kSoftcaps[tokens % 2];
     const Result got = run_on_device(attention);
     for (int head = 0; head < shape.num_q_heads; ++head) {
       auto terms = attention.row_terms(head);
@@ -182,8 +184,8 @@ TEST_P(DeviceAttend, SameBitsOnEveryRun) {
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
-  const auto& [dtype, dim, heads, grouping] = info.param;
-  return testing::name_of(dtype) + "_d" + std::to_string(dim) + "_" + name_of(heads) +
+  const auto& [dtype, dims, heads, grouping] = info.param;
+  return testing::name_of(dtype) + "_" + testing::name_of(dims) + "_" + name_of(heads) +
          (grouping == HeadGrouping::kShared ? "_shared" : "_own");
 }
 
@@ -194,6 +196,16 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(Heads{4, 2}, Heads{5, 1}, Heads{12, 1}),
                        ::testing::Values(HeadGrouping::kShared, HeadGrouping::kPerQueryHead)),
     name_of_param);
+
+// Values of another length: the kernel for any two dims.
+INSTANTIATE_TEST_SUITE_P(Values, DeviceAttend,
+                         ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
+                                            ::testing::Values(testing::Dims{64, 128},
+                                                              testing::Dims{256, 80},
+                                                              testing::Dims{96, 256}),
+                                            ::testing::Values(Heads{4, 2}),
+                                            ::testing::Values(HeadGrouping::kShared)),
+                         name_of_param);
 
 }  // namespace
 }  // namespace clusterkv::attend

@@ -44,6 +44,9 @@ inline std::string name_of(Heads heads) {
   return "q" + std::to_string(heads.q) + "_kv" + std::to_string(heads.kv);
 }
 
+/// Of logits of about one, and of a few: none, and one that bends most of them.
+inline constexpr float kSoftcaps[] = {0.0F, 0.8F};
+
 /// Query tokens of the row, and of the longest one of the plan.
 struct QueryTokens {
   int row = 1;
@@ -71,7 +74,7 @@ class Attention {
         sums_(scene.blocks.size() * static_cast<std::size_t>(shape.num_q_heads)),
         totals_(2 * static_cast<std::size_t>(plan_heads())),
         heads_(2 * static_cast<std::size_t>(plan_heads()) * kMaxPieces),
-        outputs_(heads_.size() * static_cast<std::size_t>(shape.op.head_dim)) {
+        outputs_(heads_.size() * static_cast<std::size_t>(value_dim())) {
     choice.resize(static_cast<std::size_t>(selection_heads()));
     clear_lists();
     write_scores();
@@ -79,6 +82,7 @@ class Attention {
     views_[kRow].num_query_tokens = tokens_.row;
   }
 
+  [[nodiscard]] int value_dim() const { return scene.shape.op.dims().value; }
   /// Of one token.
   [[nodiscard]] int num_q_heads() const { return scene.shape.num_q_heads / tokens_.row; }
   /// Query heads of a row of the plan, at most.
@@ -129,11 +133,12 @@ class Attention {
     p.slots = slots;
     p.lists = lists();
     p.all_rows = all_rows;
-    p.partials = {heads_.data(), outputs_.data(), plan_heads(), scene.shape.op.head_dim};
+    p.partials = {heads_.data(), outputs_.data(), plan_heads(), value_dim()};
     p.num_q_heads = num_q_heads();
     p.query_tokens = tokens_.plan;
     p.num_kv_heads = scene.shape.num_kv_heads;
     p.softmax_scale = scale;
+    p.logit_softcap = softcap;
     p.tail = tail;
     p.tail_share = kTailShare;
     p.index = scene.index.view();
@@ -170,14 +175,14 @@ class Attention {
   template <class Run>
   Result collect(const Run& run, const AttendParams& p, bool rows_part, bool tail_part) {
     const auto heads = static_cast<std::size_t>(scene.shape.num_q_heads);
-    const auto dim = static_cast<std::size_t>(scene.shape.op.head_dim);
+    const auto dim = static_cast<std::size_t>(value_dim());
     testing::Guarded<float> out(heads * dim), lse(heads);
     testing::Guarded<float> mass(std::vector<float>(2 * static_cast<std::size_t>(plan_heads()), 0));
     testing::Guarded<std::int64_t> kept(
         std::vector<std::int64_t>(2 * static_cast<std::size_t>(selection_heads()), -1));
     const std::int64_t tokens = tokens_.row;
     run({p, rows_part, tail_part,
-         contiguous_view(out.data(), DType::kF32, {tokens, num_q_heads(), scene.shape.op.head_dim}),
+         contiguous_view(out.data(), DType::kF32, {tokens, num_q_heads(), value_dim()}),
          contiguous_view(lse.data(), DType::kF32, {tokens, num_q_heads()}), mass.data(),
          kept.data()});
     EXPECT_TRUE(out.guards_intact() && lse.guards_intact() && mass.guards_intact());
@@ -222,8 +227,10 @@ class Attention {
     rows.resize(rows.size() - std::min(later, rows.size()));
     for (std::size_t i = first; i < rows.size() && i - first < count; ++i) {
       auto& store = rows[i].first ? scene.live : scene.stored;
-      terms.push_back({double{scale} * reference::dot(query, store.key(kv_head, rows[i].second)),
-                       1.0, store.value(kv_head, rows[i].second)});
+      const double logit =
+          double{scale} * reference::dot(query, store.key(kv_head, rows[i].second));
+      terms.push_back({reference::soft_capped(logit, double{softcap}), 1.0,
+                       store.value(kv_head, rows[i].second)});
     }
     return terms;
   }
@@ -242,7 +249,7 @@ class Attention {
     const int kv_head = q_head / scene.group();
     const float* sum = scene.index.view().record_value_sum(kv_head, scene.segments.back().record);
     Vec mean_of_all;
-    for (int d = 0; d < scene.shape.op.head_dim; ++d) {
+    for (int d = 0; d < value_dim(); ++d) {
       mean_of_all.push_back(double{sum[d]} / static_cast<double>(scene.num_stored));
     }
     for (const auto& c : clusters_of(q_head)) {
@@ -265,7 +272,7 @@ class Attention {
   }
   /// One head of a result against terms.
   void expect(const Result& got, int q_head, const std::vector<reference::Term>& terms) const {
-    const int dim = scene.shape.op.head_dim;
+    const int dim = value_dim();
     const reference::State want = reference::softmax(terms, dim);
     const std::span out(got.out.data() + q_head * dim, static_cast<std::size_t>(dim));
     // fp32 logits of up to 256 products and a few hundred terms.
@@ -291,6 +298,7 @@ class Attention {
   bool all_rows = false;
   SlotView slots;
   float scale = 0.1F;
+  float softcap = 0;
 
  private:
   [[nodiscard]] int capacity() const { return static_cast<int>(scene.num_stored) + 2; }

@@ -36,7 +36,7 @@ TEST_P(MergePartials, RowsAndTailAreOneSoftmax) {
   for (int head = 0; head < num_q_heads(); ++head) {
     const auto terms = all_terms(head);
     attention.expect(got, head, terms);
-    const auto state = reference::softmax(terms, attention.scene.shape.op.head_dim);
+    const auto state = reference::softmax(terms, attention.value_dim());
     double tail = 0;
     for (const auto& term : attention.tail_terms(head)) {
       tail += term.weight * std::exp(term.logit - state.lse);
@@ -50,7 +50,7 @@ TEST_P(MergePartials, PartsMergedApartAreTheWhole) {
   const AttendParams p = attention.params();
   const Result rows = attention.merge(p, true, false);
   const Result tail = attention.merge(p, false, true);
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   for (int head = 0; head < num_q_heads(); ++head) {
     attention.expect(rows, head, attention.row_terms(head));
     const auto part = [&](const Result& r) {
@@ -67,7 +67,7 @@ TEST_P(MergePartials, PartsMergedApartAreTheWhole) {
 
 TEST_P(MergePartials, RoundsToTheTypeOfTheOutputAndKeepsItsGaps) {
   const Result want = attention.run();
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   testing::Random random(1);
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     testing::Tensor out(dtype, 3, num_q_heads(), dim, Layout::kPadded, random);
@@ -95,7 +95,7 @@ TEST_P(MergePartials, PiecesWithoutMassAreIgnored) {
   attention.tail = Tail::kNone;
   attention.all_rows = true;
   const AttendParams p = attention.params();
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0), kCpuPieceRows);
   ASSERT_GE(pieces, 3);
   for (int head = 0; head < num_q_heads(); ++head) {
@@ -118,7 +118,7 @@ TEST_P(MergePartials, MaximaFarApartNeitherOverflowNorVanish) {
   attention.tail = Tail::kNone;
   attention.all_rows = true;
   const AttendParams p = attention.params();
-  const int dim = attention.scene.shape.op.head_dim;
+  const int dim = attention.value_dim();
   const int pieces = num_row_pieces(num_attended_rows(p, Attention::kRow, 0), kCpuPieceRows);
   for (int head = 0; head < num_q_heads(); ++head) {
     for (int i = 0; i < pieces; ++i) {
@@ -138,7 +138,7 @@ std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, MergePartials,
-                         ::testing::Combine(::testing::ValuesIn(testing::op_cases()),
+                         ::testing::Combine(::testing::ValuesIn(testing::value_op_cases()),
                                             ::testing::Values(HeadGrouping::kShared,
                                                               HeadGrouping::kPerQueryHead)),
                          name_of_param);

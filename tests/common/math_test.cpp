@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -77,6 +79,38 @@ TEST(Log2OnePlusFixed, SpecialValues) {
   EXPECT_EQ(log2_1p_fixed(1.0F), 1.0F);
   EXPECT_EQ(log2_1p_fixed(7.0F), 3.0F);
   EXPECT_TRUE(std::isfinite(log2_1p_fixed(INFINITY)));
+}
+
+TEST(TanhFixed, RelativeErrorIsBelow3e7) {
+  double worst = 0;
+  for (double a = 1e-30; a < 100; a *= 1.00001) {
+    const auto x = static_cast<float>(a);
+    const double want = std::tanh(double{x});
+    worst = std::max(worst, std::abs(double{tanh_fixed(x)} - want) / want);
+    ASSERT_EQ(tanh_fixed(-x), -tanh_fixed(x));
+  }
+  EXPECT_LT(worst, 3e-7);  // the header's promise
+}
+
+TEST(TanhFixed, SpecialValues) {
+  EXPECT_EQ(std::bit_cast<std::uint32_t>(tanh_fixed(-0.0F)), 0x80000000U);
+  EXPECT_EQ(tanh_fixed(INFINITY), 1.0F);
+  EXPECT_EQ(tanh_fixed(kMinusInfinity), -1.0F);
+  EXPECT_EQ(tanh_fixed(1e30F), 1.0F);
+  EXPECT_TRUE(std::isnan(tanh_fixed(kNan)));
+}
+
+TEST(Softcap, CapsLogitsInUnitsOfLog2) {
+  EXPECT_FALSE(Softcap(0.0F).is_on());
+  for (const float c : {1e-3F, 30.0F, 1e6F}) {
+    const Softcap cap(c);
+    EXPECT_TRUE(cap.is_on());
+    for (const double natural : {-1e5, -20.0, -1e-3, 0.0, 7.0, 400.0}) {
+      const double want = double{c} * std::tanh(natural / double{c}) / std::log(2.0);
+      const auto x = static_cast<float>(natural / std::log(2.0));
+      EXPECT_NEAR(cap(x), want, 6e-7 * std::abs(want)) << c << " " << natural;
+    }
+  }
 }
 
 TEST(TreeSum, AddsHalvesPairwise) {

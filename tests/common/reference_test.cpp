@@ -106,6 +106,22 @@ TEST(ReferenceSelect, ScoreByHand) {
   EXPECT_DOUBLE_EQ(s.t, s.z + 2);
 }
 
+// The mean of e^f over two logits z - h and z + h is e^f(z) (1 + h^2/2 (f'^2 + f'')), to second order.
+TEST(ReferenceSelect, SpreadsUnderASoftcapAreMeansOfTheCappedLogits) {
+  constexpr double kCap = 3;
+  constexpr double kStep = 1e-2;
+  for (const double z : {-4.0, -0.5, 0.0, 0.7}) {
+    const auto mass = [&](double x) { return std::exp(reference::soft_capped(x, kCap)); };
+    const double mean = (mass(z - kStep) + mass(z + kStep)) / 2;
+    const double got =
+        reference::mass_score(z * reference::kLog2E, kStep * kStep / 2, kCap) / reference::kLog2E;
+    EXPECT_NEAR(got, std::log(mean), 1e-8) << z;
+  }
+  // Where the cap bends down more than the spread lifts, the mean key alone counts.
+  EXPECT_DOUBLE_EQ(reference::mass_score(6 * reference::kLog2E, 1, kCap),
+                   reference::kLog2E * reference::soft_capped(6, kCap));
+}
+
 TEST(ReferenceSelect, QuantisesTheQueryToSixteenBits) {
   const Vec got = reference::quantised_query({32512, 1.5, -0.25});
   EXPECT_EQ(got, (Vec{32512, 2, 0}));

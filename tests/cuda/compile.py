@@ -155,7 +155,7 @@ def designed(kernel):
     name, _, arguments = kernel.name.partition(" ")
     arguments = arguments.split(", ")
     dims = [int(a) for a in arguments if a.isdigit()]
-    head_dim = dims[0] if dims else 0
+    head_dim = (dims[0] or 256) if dims else 0  # 0: for any two dims, as large as the largest
     lane_chunks = ceil_of(head_dim, 128)  # 16 lanes share a row
     exact = dict.fromkeys(("HMMA", "IMMA", "IDP", "LDSM"), 0)
     least = {}

@@ -19,17 +19,18 @@ using Param = std::tuple<OpCase, IndexDType>;
 
 class BuildIndex : public ::testing::TestWithParam<Param> {
  protected:
-  BuildIndex() : index(index_dtype(), dim(), kHeads, kBlocks, kRecords) {}
+  BuildIndex() : index(index_dtype(), op().dims(), kHeads, kBlocks, kRecords) {}
 
   static OpCase op() { return std::get<0>(GetParam()); }
   static int dim() { return op().head_dim; }
+  static int value_dim() { return op().dims().value; }
   static IndexDType index_dtype() { return std::get<1>(GetParam()); }
 
   /// Puts the rows into a live store, builds the index, returns what the reference makes of them.
   reference::IndexedSegment build(const std::vector<Vec>& keys, const std::vector<Vec>& values,
                                   const std::vector<int>& labels, int num_clusters) {
     const int n = static_cast<int>(keys.size());
-    testing::TestRows live(op().dtype, dim(), kHeads, kFirstLive + n, random);
+    testing::TestRows live(op().dtype, op().dims(), kHeads, kFirstLive + n, random);
     for (int i = 0; i < n; ++i) {
       live.set(kHead, kFirstLive + i, keys[static_cast<std::size_t>(i)],
                values[static_cast<std::size_t>(i)]);
@@ -55,6 +56,7 @@ class BuildIndex : public ::testing::TestWithParam<Param> {
   std::vector<Vec> rows(int n, double outlier) {
     return testing::clustered_rows(random, n, dim(), 9, outlier);
   }
+  std::vector<Vec> values(int n) { return testing::clustered_rows(random, n, value_dim(), 9, 0.0); }
   std::uint32_t block(int cluster) const { return blocks[cluster / kBlockClusters]; }
   float spread(int cluster) {
     return index.view().spread[index.at(kHead, block(cluster), cluster % kBlockClusters)];
@@ -104,9 +106,8 @@ void BuildIndex::expect_index(const reference::IndexedSegment& want) {
     // Two-pass sums in fp32; with outlier channels E[x^2] - mean^2 misses this by far.
     EXPECT_NEAR(spread(c), cluster.spread, 2e-5 * std::max(1.0, cluster.spread)) << c;
   }
-  const auto columns = static_cast<std::size_t>(dim());
-  const std::span profile(index.view().record_profile(kHead, record), columns);
-  const std::span sum(index.view().record_value_sum(kHead, record), columns);
+  const std::span profile(index.view().record_profile(kHead, record), want.profile.size());
+  const std::span sum(index.view().record_value_sum(kHead, record), want.value_sum.size());
   EXPECT_LT(testing::max_error(profile, want.profile), 2e-5);
   EXPECT_LT(testing::max_error(sum, want.value_sum), 2e-5);
 }
@@ -114,27 +115,27 @@ void BuildIndex::expect_index(const reference::IndexedSegment& want) {
 TEST_P(BuildIndex, MatchesReference) {
   for (const auto& [n, c] : {std::pair{9, 2}, {100, 13}, {300, 70}, {260, 130}}) {
     const auto labels = random_labels(random, n, c);
-    expect_index(build(rows(n, 0.0), rows(n, 0.0), labels, c));
+    expect_index(build(rows(n, 0.0), values(n), labels, c));
   }
 }
 
 TEST_P(BuildIndex, OutlierChannelsDoNotSpoilTheSpread) {
   const int n = 200;
   const auto keys = rows(n, 1000.0);  // its square leaves no bit of a float for the deviations
-  expect_index(build(keys, rows(n, 0.0), random_labels(random, n, 11), 11));
+  expect_index(build(keys, values(n), random_labels(random, n, 11), 11));
 }
 
 TEST_P(BuildIndex, EmptyClustersAreDropped) {
   // 5 of 200 labels are used: one block of three is filled, all else has size 0.
   std::vector<int> labels = random_labels(random, 60, 5);
   for (int& label : labels) label = label * 47 + 3;
-  const auto want = build(rows(60, 0.0), rows(60, 0.0), labels, 192);
+  const auto want = build(rows(60, 0.0), values(60), labels, 192);
   EXPECT_EQ(want.clusters.size(), 5U);
   expect_index(want);
 }
 
 TEST_P(BuildIndex, OneTokenHasNoSpread) {
-  const auto want = build(rows(1, 0.0), rows(1, 0.0), {0}, 1);
+  const auto want = build(rows(1, 0.0), values(1), {0}, 1);
   expect_index(want);
   EXPECT_EQ(spread(0), 0.0F);
   for (int d = 0; d < dim(); ++d) EXPECT_EQ(index.view().record_profile(kHead, record)[d], 0.0F);
@@ -143,7 +144,7 @@ TEST_P(BuildIndex, OneTokenHasNoSpread) {
 TEST_P(BuildIndex, ConstantAndZeroKeysHaveNoSpread) {
   for (const double value : {0.0, 1.5}) {
     const std::vector<Vec> same(50, Vec(static_cast<std::size_t>(dim()), value));
-    expect_index(build(same, rows(50, 0.0), std::vector<int>(50, 0), 7));
+    expect_index(build(same, values(50), std::vector<int>(50, 0), 7));
     EXPECT_EQ(spread(0), 0.0F);
   }
 }
@@ -151,12 +152,12 @@ TEST_P(BuildIndex, ConstantAndZeroKeysHaveNoSpread) {
 TEST_P(BuildIndex, DimensionsWithoutDeviationAreLeftOut) {
   auto keys = rows(80, 0.0);
   for (Vec& key : keys) key[1] = key[2] = key[40] = 0.75;
-  expect_index(build(keys, rows(80, 0.0), random_labels(random, 80, 6), 6));
+  expect_index(build(keys, values(80), random_labels(random, 80, 6), 6));
 }
 
 TEST_P(BuildIndex, NanStaysInItsClusterAndIsZeroAsInt8) {
   auto keys = rows(40, 0.0);
-  auto values = rows(40, 0.0);
+  auto values = this->values(40);
   std::vector<int> labels;
   for (int i = 0; i < 40; ++i) labels.push_back(i / 10);
   keys[12][5] = values[33][7] = NAN;
@@ -176,7 +177,7 @@ TEST_P(BuildIndex, NanStaysInItsClusterAndIsZeroAsInt8) {
 class BuildInt8Index : public BuildIndex {};
 
 TEST_P(BuildInt8Index, CodesAreThoseOfTheReference) {
-  const auto want = build(rows(90, 5.0), rows(90, 0.0), random_labels(random, 90, 9), 9);
+  const auto want = build(rows(90, 5.0), values(90), random_labels(random, 90, 9), 9);
   for (int c = 0; c < static_cast<int>(want.clusters.size()); ++c) {
     const auto row = reference::int8_row(want.clusters[static_cast<std::size_t>(c)].mean_key);
     const std::size_t at = index.at(kHead, block(c), c);
@@ -194,18 +195,18 @@ TEST_P(BuildInt8Index, CodesAreThoseOfTheReference) {
 class BuildFloatIndex : public BuildIndex {};
 
 TEST_P(BuildFloatIndex, ScalesAreOne) {
-  build(rows(20, 0.0), rows(20, 0.0), random_labels(random, 20, 3), 3);
+  build(rows(20, 0.0), values(20), random_labels(random, 20, 3), 3);
   EXPECT_EQ(index.view().centroid_scale[index.at(kHead, block(0), 0)], 1.0F);
   EXPECT_EQ(index.view().value_scale[index.at(kHead, block(0), 0)], 1.0F);
 }
 
 TEST_P(BuildIndex, LeavesOtherBlocksHeadsAndRecordsUntouched) {
-  build(rows(70, 0.0), rows(70, 0.0), random_labels(random, 70, 66), 66);
+  build(rows(70, 0.0), values(70), random_labels(random, 70, 66), 66);
   const auto before = index.snapshot();
   record = 0;
   blocks[0] = 5;  // a second segment in blocks of its own
   blocks[1] = 8;
-  build(rows(90, 0.0), rows(90, 0.0), random_labels(random, 90, 70), 70);
+  build(rows(90, 0.0), values(90), random_labels(random, 90, 70), 70);
   for (int head = 0; head < kHeads; ++head) {
     for (std::uint32_t b = 0; b < kBlocks; ++b) {
       if (head == kHead && (b == 5 || b == 8)) continue;
@@ -224,7 +225,7 @@ TEST_P(BuildIndex, LeavesOtherBlocksHeadsAndRecordsUntouched) {
 
 TEST_P(BuildIndex, SameBitsOnEveryRun) {
   const auto keys = rows(120, 12.0);
-  const auto values = rows(120, 0.0);
+  const auto values = this->values(120);
   const auto labels = random_labels(random, 120, 17);
   build(keys, values, labels, 17);
   const auto first = index.snapshot();
@@ -238,14 +239,14 @@ TEST_P(BuildIndex, SameBitsOnEveryRun) {
 TEST_P(BuildIndex, ValueSumsAddUpOverSegments) {
   float* first = index.view().record_value_sum(kHead, 3);
   float* second = index.view().record_value_sum(kHead, 1);
-  for (int d = 0; d < dim(); ++d) {
+  for (int d = 0; d < value_dim(); ++d) {
     first[d] = static_cast<float>(d);
     second[d] = 0.5F;
   }
   const std::vector<float> other(index.view().record_value_sum(0, 1),
-                                 index.view().record_value_sum(0, 1) + dim());
+                                 index.view().record_value_sum(0, 1) + value_dim());
   ops_of(op().backend).add_value_sum(index.view(), kHead, 1, 3);
-  for (int d = 0; d < dim(); ++d) {
+  for (int d = 0; d < value_dim(); ++d) {
     EXPECT_EQ(second[d], static_cast<float>(d) + 0.5F);
     EXPECT_EQ(first[d], static_cast<float>(d));
   }
@@ -265,7 +266,8 @@ std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
 }
 
 auto cases(std::initializer_list<IndexDType> dtypes) {
-  return ::testing::Combine(::testing::ValuesIn(testing::op_cases()), ::testing::ValuesIn(dtypes));
+  return ::testing::Combine(::testing::ValuesIn(testing::value_op_cases()),
+                            ::testing::ValuesIn(dtypes));
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, BuildIndex,

@@ -20,7 +20,7 @@ constexpr int kHeads = 2;
 constexpr int kBlocks = 12;
 constexpr int kRecords = 4;
 
-using Param = std::tuple<DType, int, IndexDType>;
+using Param = std::tuple<DType, testing::Dims, IndexDType>;
 
 /// Two segments of two KV heads in a live store, labelled at random with some labels unused.
 class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInterface<Param> {
@@ -32,13 +32,13 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
     std::vector<std::int32_t> order, offset;
   };
 
-  DeviceIndex() : live_(dtype(), dim(), kHeads, kFirstLive + 300, random_) {
+  DeviceIndex() : live_(dtype(), dims(), kHeads, kFirstLive + 300, random_) {
     live_.fill(random_, kFirstLive, 300);
     add_segment({2, 700, 200, 90, {7, 2}}, kFirstLive);
     add_segment({0, 900, 100, 40, {5}}, kFirstLive + 200);
   }
   static DType dtype() { return std::get<0>(GetParam()); }
-  static int dim() { return std::get<1>(GetParam()); }
+  static testing::Dims dims() { return std::get<1>(GetParam()); }
   static IndexDType index_dtype() { return std::get<2>(GetParam()); }
 
   struct Place {
@@ -68,13 +68,13 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
 
   /// The jobs as the device takes them, with scratch.
   struct DeviceJobs {
-    explicit DeviceJobs(const std::vector<Job>& jobs, int head_dim) {
+    explicit DeviceJobs(const std::vector<Job>& jobs, testing::Dims dims) {
       for (const Job& job : jobs) {
         const auto clusters = static_cast<std::size_t>(job.num_clusters);
         used.push_back(std::make_unique<testing::Guarded<std::int32_t>>(clusters));
-        for (int i = 0; i < 2; ++i) {
-          floats.push_back(std::make_unique<testing::Guarded<float>>(
-              clusters * static_cast<std::size_t>(head_dim)));
+        for (const int dim : {dims.key, dims.value}) {
+          floats.push_back(
+              std::make_unique<testing::Guarded<float>>(clusters * static_cast<std::size_t>(dim)));
         }
         list.push_back({job.source, job.target, job.num_clusters, job.order.data(),
                         job.offset.data(), used.back()->data(), floats[floats.size() - 2]->data(),
@@ -92,7 +92,7 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
   /// All jobs, on both: the same bits.
   void build(TestIndex& cpu, TestIndex& device, const DeviceJobs& jobs) {
     for (const Job& job : jobs_) {
-      std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dim()));
+      std::vector<float> variance(static_cast<std::size_t>(job.num_clusters * dims().key));
       index::cpu().build_index({live_.view(), cpu.view(), job.num_clusters, job.order.data(),
                                 job.offset.data(), variance.data()},
                                job.source, job.target);
@@ -110,9 +110,9 @@ class DeviceIndex : public testing::DeviceTest, public ::testing::WithParamInter
 };
 
 TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
-  TestIndex cpu(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  const DeviceJobs jobs(jobs_, dim());
+  TestIndex cpu(index_dtype(), dims(), kHeads, kBlocks, kRecords);
+  TestIndex device(index_dtype(), dims(), kHeads, kBlocks, kRecords);
+  const DeviceJobs jobs(jobs_, dims());
   build(cpu, device, jobs);
 
   // Jobs of both heads of segment 0, then of segment 1, which comes after it.
@@ -128,7 +128,7 @@ TEST_P(DeviceIndex, BuildsTheBitsOfTheCpu) {
 
 TEST_P(DeviceIndex, StoresRowsInTheOrderGiven) {
   for (const bool keeps_rows : {true, false}) {
-    TestRows cpu(dtype(), dim(), kHeads, 1200, random_);
+    TestRows cpu(dtype(), dims(), kHeads, 1200, random_);
     TestRows device = cpu;
     const std::size_t rows = 5 * kPageRows;
     testing::Guarded<std::uint32_t> cpu_positions(kHeads * rows), positions(kHeads * rows);
@@ -141,7 +141,7 @@ TEST_P(DeviceIndex, StoresRowsInTheOrderGiven) {
     p.stored = device.view();
     if (!keeps_rows) p.stored.base = nullptr;
     p.positions = positions.data();
-    const DeviceJobs jobs(jobs_, dim());
+    const DeviceJobs jobs(jobs_, dims());
     on_device::store_segments(p, jobs.list.data(), shape());
     EXPECT_EQ(cpu_positions.copy(), positions.copy());
     EXPECT_TRUE(device.same_but(cpu.snapshot(), {}));
@@ -153,22 +153,24 @@ TEST_P(DeviceIndex, NanRowsAndSegmentsOfOneTokenAreThoseOfTheCpu) {
   add_segment({1, 700, 40, 9, {3}}, kFirstLive);
   add_segment({3, 760, 1, 1, {8}}, kFirstLive + 40);
   live_.poison(0, kFirstLive + 11);
-  TestIndex cpu(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  TestIndex device(index_dtype(), dim(), kHeads, kBlocks, kRecords);
-  const DeviceJobs jobs(jobs_, dim());
+  TestIndex cpu(index_dtype(), dims(), kHeads, kBlocks, kRecords);
+  TestIndex device(index_dtype(), dims(), kHeads, kBlocks, kRecords);
+  const DeviceJobs jobs(jobs_, dims());
   build(cpu, device, jobs);
 }
 
 std::string name_of_param(const ::testing::TestParamInfo<Param>& info) {
-  const auto& [dtype, dim, index_dtype] = info.param;
-  return testing::name_of(dtype) + "_d" + std::to_string(dim) + "_" + testing::name_of(index_dtype);
+  const auto& [dtype, dims, index_dtype] = info.param;
+  return testing::name_of(dtype) + "_" + testing::name_of(dims) + "_" +
+         testing::name_of(index_dtype);
 }
-INSTANTIATE_TEST_SUITE_P(Ops, DeviceIndex,
-                         ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
-                                            ::testing::Values(64, 80, 96, 128, 256),
-                                            ::testing::Values(IndexDType::kInt8, IndexDType::kBF16,
-                                                              IndexDType::kF32)),
-                         name_of_param);
+INSTANTIATE_TEST_SUITE_P(
+    Ops, DeviceIndex,
+    ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
+                       ::testing::Values(64, 80, 96, 128, 256, testing::Dims(64, 256),
+                                         testing::Dims(128, 80)),
+                       ::testing::Values(IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32)),
+    name_of_param);
 
 }  // namespace
 }  // namespace clusterkv::index

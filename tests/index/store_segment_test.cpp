@@ -13,8 +13,8 @@ constexpr int kHeads = 2;
 struct Rows {
   Rows(const OpCase& op, int num_live, int num_stored)
       : random(31),
-        live(op.dtype, op.head_dim, kHeads, kFirstLive + num_live, random),
-        stored(op.dtype, op.head_dim, kHeads, num_stored, random),
+        live(op.dtype, op.dims(), kHeads, kFirstLive + num_live, random),
+        stored(op.dtype, op.dims(), kHeads, num_stored, random),
         plane(stored.num_pages() * kPageRows + 5),
         positions(static_cast<std::size_t>(kHeads * plane)) {
     live.fill(random, kFirstLive, num_live);
@@ -107,7 +107,7 @@ TEST_P(StoreSegment, NineHundredSixtyAppendsKeepOlderRowsByteIdentical) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Ops, StoreSegment, ::testing::ValuesIn(testing::op_cases()),
+INSTANTIATE_TEST_SUITE_P(Ops, StoreSegment, ::testing::ValuesIn(testing::value_op_cases()),
                          [](const auto& c) { return testing::name_of(c.param); });
 
 }  // namespace

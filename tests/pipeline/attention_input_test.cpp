@@ -102,8 +102,11 @@ TEST_F(DecodeInput, HeadsRowsAndScaleAreChecked) {
     for (TensorView* t : {&a.key, &a.value}) t->shape[3] = 72;
     a.query.shape[2] = 72;
   });
+  expect_refused<ShapeError>("value_dim 72", [](auto& a, auto&) { a.value.shape[3] = 72; });
+  expect_refused<ShapeError>("out", [](auto& a, auto&) { a.value.shape[3] = 80; });
   for (const float scale : {NAN, INFINITY, -INFINITY, -1.0F}) {
     expect_refused<ValueError>("softmax_scale", [=](auto& a, auto&) { a.softmax_scale = scale; });
+    expect_refused<ValueError>("logit_softcap", [=](auto& a, auto&) { a.logit_softcap = scale; });
   }
   expect_error<BackendUnavailable>(
       [&] {
@@ -165,7 +168,7 @@ TEST_F(DecodeInput, PartsToMergeAreChecked) {
   for (TensorView* t : {&huge.out, &huge.lse}) t->shape[0] = std::int64_t{1} << 62;
   expect_error<ShapeError>([&] { merge_states({&huge, 1}, huge); }, "at most 2^30 together");
   huge.out.shape[2] = 257;
-  expect_error<ShapeError>([&] { merge_states({&huge, 1}, huge); }, "parts[0].out: head_dim 257");
+  expect_error<ShapeError>([&] { merge_states({&huge, 1}, huge); }, "parts[0].out: value_dim 257");
   expect_error<BackendUnavailable>(
       [&] {
         merge_states(parts_, out_, {Backend::kCuda, nullptr, nullptr});

@@ -9,6 +9,7 @@
 
 #include "clusterkv/attention.hpp"
 #include "kernels/common/numeric.hpp"
+#include "tests/reference/attend.hpp"
 #include "tests/support/harness.hpp"
 #include "tests/support/random.hpp"
 
@@ -18,6 +19,7 @@ namespace {
 struct Shape {
   int rows, tokens, q_heads, kv_heads, head_dim;
   DType dtype;
+  int value_dim = head_dim;
 };
 
 /// Tensors of a shape, in its dtype, and the same numbers as floats.
@@ -25,9 +27,9 @@ struct Inputs {
   Inputs(const Shape& s, std::uint64_t seed) : shape(s) {
     Random random(seed);
     query = random.normals(static_cast<std::size_t>(s.rows * s.q_heads * s.head_dim));
-    const auto count = static_cast<std::size_t>(s.rows * s.tokens * s.kv_heads * s.head_dim);
-    key = store(random.normals(count), wide_key);
-    value = store(random.normals(count), wide_value);
+    const int vectors = s.rows * s.tokens * s.kv_heads;
+    key = store(random.normals(static_cast<std::size_t>(vectors * s.head_dim)), wide_key);
+    value = store(random.normals(static_cast<std::size_t>(vectors * s.value_dim)), wide_value);
   }
 
   std::vector<std::byte> store(const std::vector<float>& from, std::vector<float>& wide) const {
@@ -46,11 +48,14 @@ struct Inputs {
     return bytes;
   }
   DecodeArgs args() const {
-    const auto kv = [&](const std::vector<std::byte>& data) {
+    const auto kv = [&](const std::vector<std::byte>& data, int dim) {
       return contiguous_view(data.data(), shape.dtype,
-                             {shape.rows, shape.tokens, shape.kv_heads, shape.head_dim});
+                             {shape.rows, shape.tokens, shape.kv_heads, dim});
     };
-    return {view3(query, shape.rows, shape.q_heads, shape.head_dim), kv(key), kv(value), {}, 0};
+    return {.query = view3(query, shape.rows, shape.q_heads, shape.head_dim),
+            .key = kv(key, shape.head_dim),
+            .value = kv(value, shape.value_dim),
+            .logit_softcap = softcap};
   }
   /// fp64 attention of one row and query head over the tokens given.
   Output attend(int row, int q_head, const std::vector<int>& tokens) const {
@@ -59,18 +64,19 @@ struct Inputs {
     std::vector<double> logits;
     double max = -INFINITY;
     for (const int token : tokens) {
-      const float* k = wide_key.data() + at(row, token, kv_head);
-      const double z =
+      const float* k = wide_key.data() + at(row, token, kv_head) * shape.head_dim;
+      const double logit =
           std::inner_product(q, q + shape.head_dim, k, 0.0) / std::sqrt(shape.head_dim);
+      const double z = reference::soft_capped(logit, double{softcap});
       logits.push_back(z);
       max = std::max(max, z);
     }
     double sum = 0;
-    std::vector<double> out(static_cast<std::size_t>(shape.head_dim));
+    std::vector<double> out(static_cast<std::size_t>(shape.value_dim));
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       const double e = std::exp(logits[i] - max);
       sum += e;
-      const float* v = wide_value.data() + at(row, tokens[i], kv_head);
+      const float* v = wide_value.data() + at(row, tokens[i], kv_head) * shape.value_dim;
       for (std::size_t d = 0; d < out.size(); ++d) out[d] += e * v[d];
     }
     Output result;
@@ -79,11 +85,11 @@ struct Inputs {
     return result;
   }
   std::ptrdiff_t at(int row, int token, int kv_head) const {
-    return ((std::ptrdiff_t{row} * shape.tokens + token) * shape.kv_heads + kv_head) *
-           shape.head_dim;
+    return (std::ptrdiff_t{row} * shape.tokens + token) * shape.kv_heads + kv_head;
   }
 
   Shape shape;
+  float softcap = 0;
   std::vector<float> query, wide_key, wide_value;
   std::vector<std::byte> key, value;
 };
@@ -105,14 +111,15 @@ class Decode : public ::testing::TestWithParam<Shape> {};
 
 TEST_P(Decode, DenseMatchesReference) {
   const Shape s = GetParam();
-  const Inputs in(s, 1);
+  Inputs in(s, 1);
+  in.softcap = s.q_heads == 6 || s.q_heads == 32 ? 1.5F : 0.0F;
   std::vector<std::int32_t> lengths;
   for (int row = 0; row < s.rows; ++row) lengths.push_back(row == 1 ? 0 : s.tokens - row);
   DecodeArgs args = in.args();
   args.lengths = contiguous_view(lengths.data(), DType::kI32, {s.rows});
   Output output;
   const auto pool = make_thread_pool(2);
-  dense_decode(args, make_out(output, s.rows, s.q_heads, s.head_dim),
+  dense_decode(args, make_out(output, s.rows, s.q_heads, s.value_dim),
                {Backend::kCpu, nullptr, pool.get()});
   for (int row = 0; row < s.rows; ++row) {
     std::vector<int> tokens(static_cast<std::size_t>(lengths[static_cast<std::size_t>(row)]));
@@ -126,7 +133,8 @@ TEST_P(Decode, DenseMatchesReference) {
 
 TEST_P(Decode, SparseMatchesReferenceForLists) {
   const Shape s = GetParam();
-  const Inputs in(s, 2);
+  Inputs in(s, 2);
+  in.softcap = s.q_heads == 5 || s.q_heads == 18 ? 1.5F : 0.0F;
   for (const int heads : {s.kv_heads, s.q_heads}) {
     Random random(4);
     std::vector<std::int32_t> ids, counts;
@@ -143,7 +151,7 @@ TEST_P(Decode, SparseMatchesReferenceForLists) {
     Output output;
     sparse_decode(in.args(), contiguous_view(ids.data(), DType::kI32, {s.rows, heads, 90}),
                   contiguous_view(counts.data(), DType::kI32, {s.rows, heads}),
-                  make_out(output, s.rows, s.q_heads, s.head_dim));
+                  make_out(output, s.rows, s.q_heads, s.value_dim));
     for (int row = 0; row < s.rows; ++row) {
       for (int head = 0; head < s.q_heads; ++head) {
         const int list = row * heads + head / (s.q_heads / heads);
@@ -158,7 +166,7 @@ TEST_P(Decode, PartsMergeToTheWhole) {
   const Shape s = GetParam();
   const Inputs in(s, 3);
   Output whole, merged;
-  dense_decode(in.args(), make_out(whole, s.rows, s.q_heads, s.head_dim));
+  dense_decode(in.args(), make_out(whole, s.rows, s.q_heads, s.value_dim));
   for (const std::vector<int>& cuts :
        {std::vector<int>{0, 1, 100, s.tokens}, std::vector<int>{0, 50, 50, s.tokens}}) {
     std::vector<Output> outputs(cuts.size() - 1);
@@ -170,10 +178,10 @@ TEST_P(Decode, PartsMergeToTheWhole) {
                   static_cast<std::size_t>(cuts[i] * t->stride[1]) * size_of(s.dtype);
         t->shape[1] = cuts[i + 1] - cuts[i];
       }
-      parts.push_back(make_out(outputs[i], s.rows, s.q_heads, s.head_dim));
+      parts.push_back(make_out(outputs[i], s.rows, s.q_heads, s.value_dim));
       dense_decode(args, parts.back());
     }
-    merge_states(parts, make_out(merged, s.rows, s.q_heads, s.head_dim));
+    merge_states(parts, make_out(merged, s.rows, s.q_heads, s.value_dim));
     for (std::size_t i = 0; i < whole.out.size(); ++i) {
       ASSERT_NEAR(merged.out[i], whole.out[i], 2e-6);
     }
@@ -186,9 +194,10 @@ TEST_P(Decode, PartsMergeToTheWhole) {
 INSTANTIATE_TEST_SUITE_P(Shapes, Decode,
                          ::testing::Values(Shape{1, 2100, 4, 1, 64, DType::kF32},
                                            Shape{2, 200, 6, 2, 80, DType::kF16},
-                                           Shape{3, 130, 5, 5, 96, DType::kBF16},
+                                           Shape{3, 130, 5, 5, 96, DType::kBF16, 256},
                                            Shape{2, 300, 32, 8, 128, DType::kBF16},
                                            Shape{2, 101, 18, 2, 256, DType::kF16},
+                                           Shape{2, 111, 6, 3, 128, DType::kF32, 80},
                                            Shape{2, 150, 12, 1, 128, DType::kF32}));
 
 TEST(DecodeStrides, HeadMajorGivesTheSameBits) {
@@ -198,8 +207,8 @@ TEST(DecodeStrides, HeadMajorGivesTheSameBits) {
   for (int t = 0; t < s.tokens; ++t) {
     for (int h = 0; h < s.kv_heads; ++h) {
       const auto to = (std::ptrdiff_t{h} * s.tokens + t) * 64;
-      std::copy_n(in.wide_key.begin() + in.at(0, t, h), 64, key.begin() + to);
-      std::copy_n(in.wide_value.begin() + in.at(0, t, h), 64, value.begin() + to);
+      std::copy_n(in.wide_key.begin() + in.at(0, t, h) * 64, 64, key.begin() + to);
+      std::copy_n(in.wide_value.begin() + in.at(0, t, h) * 64, 64, value.begin() + to);
     }
   }
   DecodeArgs args = in.args();

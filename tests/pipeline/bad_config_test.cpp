@@ -34,12 +34,16 @@ std::vector<ConfigFault> config_faults() {
       {"model.num_kv_heads", [](CacheConfig& c) { c.model.num_kv_heads = -1; }},
       {"model.num_q_heads", [](CacheConfig& c) { c.model.num_q_heads = 5; }},
       {"model.head_dim", [](CacheConfig& c) { c.model.head_dim = 72; }},
-      {"model.value_dim", [](CacheConfig& c) { c.model.value_dim = 128; }},
+      {"model.value_dim", [](CacheConfig& c) { c.model.value_dim = 72; }},
+      {"model.value_dim", [](CacheConfig& c) { c.model.value_dim = -64; }},
       {"model.kv_dtype", [](CacheConfig& c) { c.model.kv_dtype = DType::kI32; }},
       {"model.softmax_scale", [=](CacheConfig& c) { c.model.softmax_scale = nan; }},
       {"model.softmax_scale", [](CacheConfig& c) { c.model.softmax_scale = -1; }},
       {"model.softmax_scale", [](CacheConfig& c) { c.model.softmax_scale = INFINITY; }},
-      {"model.logit_softcap", [](CacheConfig& c) { c.model.logit_softcap = 30; }},
+      {"model.logit_softcap", [](CacheConfig& c) { c.model.logit_softcap = -30; }},
+      {"model.logit_softcap", [](CacheConfig& c) { c.model.logit_softcap = 1e-6F; }},
+      {"model.logit_softcap", [](CacheConfig& c) { c.model.logit_softcap = INFINITY; }},
+      {"model.logit_softcap", [=](CacheConfig& c) { c.model.logit_softcap = nan; }},
       {"model.layers",
        [](CacheConfig& c) {
          c.model.layers = {1, 2, 3};

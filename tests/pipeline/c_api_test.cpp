@@ -151,6 +151,8 @@ TEST(CApiConfig, ComesBackAsGiven) {
   CacheConfig config = small_config(small_model(2, 6, 2));
   config.model.layers = {3, 9};
   config.model.softmax_scale = 0.5F;
+  config.model.logit_softcap = 30;
+  config.model.value_dim = 96;
   config.cluster.seed = 7;
   config.cluster.metric = Metric::kL2;
   config.select.grouping = HeadGrouping::kPerQueryHead;
@@ -255,8 +257,12 @@ TEST(CApiAttention, HasTheBitsOfTheCppApi) {
   for (int i = 0; i < 100; ++i) ids.push_back(i % 50 * 3);
   const TensorView id_view = contiguous_view(ids.data(), DType::kI32, {1, 2, 50});
   const TensorView count_view = contiguous_view(counts.data(), DType::kI32, {1, 2});
-  const DecodeArgs args{view3(query, 1, 4, 64), rows(key), rows(value),
-                        contiguous_view(lengths.data(), DType::kI32, {1}), 0.2F};
+  const DecodeArgs args{view3(query, 1, 4, 64),
+                        rows(key),
+                        rows(value),
+                        contiguous_view(lengths.data(), DType::kI32, {1}),
+                        0.2F,
+                        1.5F};
   Output dense, sparse, merged, c_dense, c_sparse, c_merged;
   const auto out = [](Output& output) { return make_out(output, 1, 4, 64); };
   dense_decode(args, out(dense));
@@ -267,7 +273,7 @@ TEST(CApiAttention, HasTheBitsOfTheCppApi) {
                                        contiguous_view(sparse.lse.data(), DType::kF32, {1, 4})}},
                out(merged));
   const CTensor q(args.query), k(args.key), v(args.value), l(args.lengths);
-  const ckv_decode_args c_args{sizeof c_args, q, k, v, l, 0.2F, 0};
+  const ckv_decode_args c_args{sizeof c_args, q, k, v, l, 0.2F, 1.5F};
   const CAttendArgs to_dense({args.query, out(c_dense)}), to_sparse({args.query, out(c_sparse)}),
       to_merged({args.query, out(c_merged)});
   ASSERT_EQ(ckv_dense_decode(&c_args, &to_dense.result, nullptr, nullptr), CKV_OK);

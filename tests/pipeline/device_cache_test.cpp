@@ -29,23 +29,31 @@ TEST_F(DeviceCacheTest, EverythingThroughTheSparsePathIsDenseAttention) {
   CacheConfig config = device_config();
   config.select.dense_threshold = 0;
   config.select.budget_tokens = 512;
-  DeviceCache device(config);
-  CacheConfig dense = config;
-  dense.select.dense_layers = 2;
-  auto host = host_cache(dense);
-  EXPECT_LT(mean_difference(live(device.driver), live(host)), 2e-3);
+  for (const float softcap : {0.0F, 2.0F}) {
+    config.model.logit_softcap = softcap;
+    config.model.value_dim = softcap > 0 ? 96 : 0;
+    DeviceCache device(config);
+    CacheConfig dense = config;
+    dense.select.dense_layers = 2;
+    auto host = host_cache(dense);
+    EXPECT_LT(mean_difference(live(device.driver), live(host)), 2e-3);
+  }
 }
 
 TEST_F(DeviceCacheTest, ErrsAsTheCpuDoes) {
-  const CacheConfig config = device_config();
-  CacheConfig dense = config;
-  dense.select.dense_layers = 2;
-  DeviceCache device(config);
-  auto host = host_cache(config);
-  auto exact = host_cache(dense);
-  const Outputs wanted = live(exact);
-  const double error = mean_difference(live(host), wanted);
-  EXPECT_NEAR(mean_difference(live(device.driver), wanted), error, 0.05 * error);
+  for (const float softcap : {0.0F, 4.0F}) {
+    CacheConfig config = device_config();
+    config.model.logit_softcap = softcap;
+    config.model.value_dim = softcap > 0 ? 128 : 0;
+    CacheConfig dense = config;
+    dense.select.dense_layers = 2;
+    DeviceCache device(config);
+    auto host = host_cache(config);
+    auto exact = host_cache(dense);
+    const Outputs wanted = live(exact);
+    const double error = mean_difference(live(host), wanted);
+    EXPECT_NEAR(mean_difference(live(device.driver), wanted), error, 0.05 * error) << softcap;
+  }
 }
 
 TEST_F(DeviceCacheTest, SameBitsWhereverRowsLie) {
@@ -119,23 +127,26 @@ TEST_F(DeviceCacheTest, CountsAreThoseOfTheCpu) {
 }
 
 TEST_F(DeviceCacheTest, RowsComeBackInTokenOrder) {
-  DeviceCache device(device_config());
+  CacheConfig config = device_config();
+  config.model.value_dim = 96;
+  DeviceCache device(config);
   Driver<ClusterKVCache>& driver = device.driver;
   const SequenceId id = driver.add(7);
   driver.prefill(id, 150, 80);
   driver.decode(id);
   for (const auto& [first, last] : {std::pair{0, 151}, std::pair{3, 9}, std::pair{80, 140}}) {
     for (int layer = 0; layer < 2; ++layer) {
-      const auto count = static_cast<std::size_t>((last - first) * 2 * 64);
-      std::vector<float> key(count), value(count);
+      const auto vectors = static_cast<std::size_t>((last - first) * 2);
+      std::vector<float> key(vectors * 64), value(vectors * 96);
       driver.cache.read_rows(layer, id, first, last, driver.placed(view3(key, last - first, 2, 64)),
-                             driver.placed(view3(value, last - first, 2, 64)),
+                             driver.placed(view3(value, last - first, 2, 96)),
                              driver.stream_or_own({}));
       driver.wait();
       for (const auto& [got, all] : {std::pair{&key, driver.all_keys(id, layer)},
                                      std::pair{&value, driver.all_values(id, layer)}}) {
-        for (std::size_t i = 0; i < count; ++i) {
-          const float stored = all[static_cast<std::size_t>(first) * 2 * 64 + i];
+        const std::size_t begin = static_cast<std::size_t>(first) * 2 * (got->size() / vectors);
+        for (std::size_t i = 0; i < got->size(); ++i) {
+          const float stored = all[begin + i];
           ASSERT_EQ((*got)[i], f16_to_float(float_to_f16(stored))) << layer << " " << i;
         }
       }
@@ -220,7 +231,11 @@ TEST_F(DeviceCacheTest, BlocksOfQueriesAreTheSameInARaggedBatch) {
 }
 
 TEST_F(DeviceCacheTest, LearnedSinksTakeTheirShare) {
-  expect_sinks_take_their_share<DeviceCache>(device_config());
+  for (const int value_dim : {0, 80}) {
+    CacheConfig config = device_config();
+    config.model.value_dim = value_dim;
+    expect_sinks_take_their_share<DeviceCache>(config);
+  }
 }
 
 TEST_F(DeviceCacheTest, PaperPresetRuns) {

@@ -28,7 +28,7 @@ Output tail_of(Driver<ClusterSelector>& driver, int layer, const Selection& sele
                const std::vector<float>& query) {
   const ModelShape& m = driver.cache.config().model;
   Output rest;
-  const AttentionOut out = make_out(rest, 1, m.num_q_heads, m.head_dim);
+  const AttentionOut out = make_out(rest, 1, m.num_q_heads, value_dim_of(m));
   driver.cache.attend_tail(layer, driver.plan, selection, driver.query_view(query),
                            {driver.placed(out.out), driver.placed(out.lse)},
                            driver.stream_or_own({}));
@@ -44,8 +44,8 @@ Output engine_part(Driver<ClusterSelector>& driver, int layer, SequenceId id,
   const std::int64_t length = driver.cache.length(id);
   const std::vector<float> keys = driver.all_keys(id, layer);
   const std::vector<float> values = driver.all_values(id, layer);
-  const auto rows = [&](const std::vector<float>& data) {
-    return contiguous_view(data.data(), DType::kF32, {1, length, m.num_kv_heads, m.head_dim});
+  const auto rows = [&](const std::vector<float>& data, int dim) {
+    return contiguous_view(data.data(), DType::kF32, {1, length, m.num_kv_heads, dim});
   };
   std::vector<std::int32_t> ids, counts;
   for (const auto& list : lists) {
@@ -55,24 +55,31 @@ Output engine_part(Driver<ClusterSelector>& driver, int layer, SequenceId id,
   }
   const auto heads = static_cast<std::int64_t>(lists.size());
   Output output;
-  sparse_decode({view3(query, 1, m.num_q_heads, m.head_dim), rows(keys), rows(values)},
+  sparse_decode({.query = view3(query, 1, m.num_q_heads, m.head_dim),
+                 .key = rows(keys, m.head_dim),
+                 .value = rows(values, value_dim_of(m)),
+                 .logit_softcap = m.logit_softcap},
                 contiguous_view(ids.data(), DType::kI32, {1, heads, length}),
                 contiguous_view(counts.data(), DType::kI32, {1, heads}),
-                make_out(output, 1, m.num_q_heads, m.head_dim));
+                make_out(output, 1, m.num_q_heads, value_dim_of(m)));
   return output;
 }
 
 AttentionOut view_of(const Output& output, const ModelShape& m) {
-  return {view3(output.out, 1, m.num_q_heads, m.head_dim),
+  return {view3(output.out, 1, m.num_q_heads, value_dim_of(m)),
           contiguous_view(output.lse.data(), DType::kF32, {1, m.num_q_heads})};
 }
 
 TEST_F(DeviceSelectorTest, ItAndTheEngineMergeToTheCachesResult) {
-  for (const HeadGrouping grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
-    const CacheConfig config = selector_config(grouping);
-    const ModelShape& m = config.model;
+  for (const auto& [grouping, softcap] : {std::pair{HeadGrouping::kShared, 0.0F},
+                                          {HeadGrouping::kPerQueryHead, 0.0F},
+                                          {HeadGrouping::kShared, 3.0F}}) {
+    CacheConfig config = selector_config(grouping);
+    config.model.logit_softcap = softcap;
+    config.model.value_dim = softcap > 0 ? 96 : 0;
     OnDevice<ClusterKVCache> cache(config);
     OnDevice<ClusterSelector> device(config);
+    const ModelShape& m = cache.driver.cache.config().model;
     Driver<ClusterSelector>& selector = device.driver;
     const SequenceId id = cache.driver.add(1);
     ASSERT_EQ(selector.add(1), id);
@@ -91,7 +98,7 @@ TEST_F(DeviceSelectorTest, ItAndTheEngineMergeToTheCachesResult) {
             engine_part(selector, layer, id, query, selector.positions(layer, selection)[0]);
         Output total;
         merge_states(std::vector<AttentionOut>{view_of(part, m), view_of(rest, m)},
-                     make_out(total, 1, m.num_q_heads, m.head_dim));
+                     make_out(total, 1, m.num_q_heads, value_dim_of(m)));
         const Output& wanted = whole[static_cast<std::size_t>(layer)];
         // The engine's rows are not rounded to f16.
         EXPECT_LT(relative_difference(total.out, wanted.out), 2e-3) << step << " " << layer;

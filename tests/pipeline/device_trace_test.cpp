@@ -63,7 +63,7 @@ class DeviceLayer {
     s.row_bytes = static_cast<std::size_t>(4 * trace_.head_dim);
     s.head_stride = memory.size() / static_cast<std::size_t>(heads_) * 2;
     s.dtype = DType::kF16;
-    s.head_dim = trace_.head_dim;
+    s.head_dim = s.value_dim = trace_.head_dim;
     return s;
   }
 

@@ -59,9 +59,16 @@ class ModelChecks {
   static void require(bool condition, const std::string& what) {
     if (!condition) throw Mismatch(what);
   }
+  [[nodiscard]] int value_dim() const { return value_dim_of(model()); }
   [[nodiscard]] Vec vector_at(const Vec& all, std::size_t vector) const {
-    const auto first = all.begin() + static_cast<std::ptrdiff_t>(vector) * model().head_dim;
-    return {first, first + model().head_dim};
+    return part_of(all, vector, model().head_dim);
+  }
+  [[nodiscard]] Vec value_at(const Vec& all, std::size_t vector) const {
+    return part_of(all, vector, value_dim());
+  }
+  static Vec part_of(const Vec& all, std::size_t vector, int dim) {
+    const auto first = all.begin() + static_cast<std::ptrdiff_t>(vector) * dim;
+    return {first, first + dim};
   }
 
   /// Queries of the heads that share a KV head, at a query row.
@@ -122,7 +129,7 @@ class ModelChecks {
       for (int head = 0; head < model().num_q_heads; ++head) {
         const std::size_t vector =
             query_row * static_cast<std::size_t>(model().num_q_heads) + std::size_t(head);
-        const Vec ours = vector_at(all, vector);
+        const Vec ours = value_at(all, vector);
         const double our_lse = lse != nullptr ? double{(*lse)[vector]} : NAN;
         if (rows_[row].id == kNoSequence) {
           require(ours == Vec(ours.size()), "padding has an output");
@@ -184,9 +191,9 @@ class ModelChecks {
     const int last = random_.between(first, at->second);
     const int layer = random_.between(0, model().num_layers - 1);
     const DType dtype = pick_dtype("read_dtype");
-    const std::array<std::int64_t, 3> shape = {last - first, model().num_kv_heads,
-                                               model().head_dim};
-    TypedTensor key(shape, dtype, Layout::kPadded), value(shape, dtype, Layout::kByHead);
+    const std::int64_t heads = model().num_kv_heads;
+    TypedTensor key({last - first, heads, model().head_dim}, dtype, Layout::kPadded),
+        value({last - first, heads, value_dim()}, dtype, Layout::kByHead);
     harness_.cache.read_rows(layer, at->first, first, last, key.view(), value.view());
     ++tally_.operations;
     const Vec keys = key.read(), values = value.read();
@@ -194,11 +201,12 @@ class ModelChecks {
     for (int token = first; token < last; ++token) {
       for (int head = 0; head < model().num_kv_heads; ++head, ++vector) {
         const NaiveCache::Row& row = naive_.row(at->first, layer, token, head);
-        for (const auto& [ours, theirs] : {std::pair{&keys, &row.key}, {&values, &row.value}}) {
-          Vec wanted = *theirs;
+        const auto require_same = [&](const Vec& ours, Vec wanted) {
           for (double& x : wanted) x = reference::rounded(dtype, x);
-          require(vector_at(*ours, vector) == wanted, "read_rows gives other rows");
-        }
+          require(ours == wanted, "read_rows gives other rows");
+        };
+        require_same(vector_at(keys, vector), row.key);
+        require_same(value_at(values, vector), row.value);
       }
     }
   }

@@ -64,8 +64,10 @@ inline ModelShape draw_model(Random& random, Coverage& coverage) {
   const int layers = pick("layers", {1, 2, 3});
   ModelShape model = small_model(layers, kv_heads * pick("group", {1, 2, 3, 9}), kv_heads,
                                  pick("head_dim", {64, 64, 64, 64, 64, 80, 96, 128, 256}));
+  model.value_dim = pick("value_dim", {0, 0, 0, 64, 96, 256});
   model.kv_dtype = pick("kv_dtype", {DType::kF32, DType::kF16, DType::kBF16});
   if (pick("softmax_scale", {0, 1}) == 1) model.softmax_scale = 0.2F;
+  model.logit_softcap = static_cast<float>(pick("logit_softcap", {0, 0, 2, 30}));
   if (pick("layer_ids", {0, 1}) == 1) {
     for (int layer = 0; layer < layers; ++layer) model.layers.push_back(3 * layer);
   }

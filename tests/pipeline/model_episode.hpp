@@ -252,13 +252,13 @@ class Episode : ModelChecks {
   void append(int layer, std::vector<Rows>& new_rows) {
     const int tokens = harness_.plan.num_new_tokens();
     const int vectors = tokens * model().num_kv_heads;
-    const std::array<std::int64_t, 3> shape = {tokens, model().num_kv_heads, model().head_dim};
+    const std::int64_t kv_heads = model().num_kv_heads;
     const auto layout =
         pick("kv_layout", {Layout::kDense, Layout::kByHead, Layout::kPadded, Layout::kStrided});
-    TypedTensor key(shape, pick_dtype("key_dtype"), layout);
-    TypedTensor value(shape, pick_dtype("value_dtype"), layout);
+    TypedTensor key({tokens, kv_heads, model().head_dim}, pick_dtype("key_dtype"), layout);
+    TypedTensor value({tokens, kv_heads, value_dim()}, pick_dtype("value_dtype"), layout);
     key.write(draw_keys(vectors));
-    value.write(random_.normals(static_cast<std::size_t>(vectors * model().head_dim)));
+    value.write(random_.normals(static_cast<std::size_t>(vectors * value_dim())));
     harness_.cache.append(layer, harness_.plan, key.view(), value.view());
     ++tally_.operations;
     const Vec keys = key.read(), values = value.read();
@@ -267,7 +267,7 @@ class Episode : ModelChecks {
       for (int t = 0; t < rows_[r].num_new_tokens; ++t) {
         std::vector<NaiveCache::Row> heads;
         for (int head = 0; head < model().num_kv_heads; ++head, ++at) {
-          heads.push_back({vector_at(keys, at), vector_at(values, at)});
+          heads.push_back({vector_at(keys, at), value_at(values, at)});
         }
         new_rows[r][static_cast<std::size_t>(layer)].push_back(std::move(heads));
       }
@@ -327,7 +327,7 @@ class Episode : ModelChecks {
   void attend(int layer, const TensorView& query, const Selection* selection, const Choice& choice,
               const Lists& positions) {
     const std::array<std::int64_t, 3> shape = {harness_.plan.num_query_tokens(),
-                                               model().num_q_heads, model().head_dim};
+                                               model().num_q_heads, value_dim()};
     TypedTensor out(shape, pick_dtype("out_dtype"),
                     pick("out_layout", {Layout::kDense, Layout::kByHead, Layout::kPadded}));
     const bool has_lse = pick("lse", {0, 1, 1, 1}) == 1;

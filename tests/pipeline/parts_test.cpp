@@ -24,16 +24,17 @@ struct EngineRows {
   EngineRows(const ClusterKVCache& cache, int layer, SequenceId id) {
     const ModelShape& m = cache.config().model;
     length = cache.length(id);
-    const auto size = static_cast<std::size_t>(length * m.num_kv_heads * m.head_dim);
-    key.resize(size);
-    value.resize(size);
+    const auto vectors = static_cast<std::size_t>(length * m.num_kv_heads);
+    key.resize(vectors * static_cast<std::size_t>(m.head_dim));
+    value.resize(vectors * static_cast<std::size_t>(value_dim_of(m)));
     cache.read_rows(layer, id, 0, length, view3(key, length, m.num_kv_heads, m.head_dim),
-                    view3(value, length, m.num_kv_heads, m.head_dim));
-    const auto view = [&](const std::vector<float>& rows) {
-      return contiguous_view(rows.data(), DType::kF32, {1, length, m.num_kv_heads, m.head_dim});
+                    view3(value, length, m.num_kv_heads, value_dim_of(m)));
+    const auto view = [&](const std::vector<float>& rows, int dim) {
+      return contiguous_view(rows.data(), DType::kF32, {1, length, m.num_kv_heads, dim});
     };
-    args.key = view(key);
-    args.value = view(value);
+    args.logit_softcap = m.logit_softcap;
+    args.key = view(key, m.head_dim);
+    args.value = view(value, value_dim_of(m));
   }
   std::int64_t length;
   std::vector<float> key, value;
@@ -46,7 +47,7 @@ Output dense_output(const ClusterKVCache& cache, int layer, SequenceId id,
   EngineRows rows(cache, layer, id);
   rows.args.query = view3(query, 1, m.num_q_heads, m.head_dim);
   Output output;
-  dense_decode(rows.args, make_out(output, 1, m.num_q_heads, m.head_dim));
+  dense_decode(rows.args, make_out(output, 1, m.num_q_heads, value_dim_of(m)));
   return output;
 }
 
@@ -66,6 +67,7 @@ TEST(PartsOfTheWhole, BudgetOfAllTokensGivesTheDenseResult) {
       config.select.grouping = grouping;
       config.select.tail = tail;
       config.select.budget_tokens = 1000;
+      config.model.logit_softcap = tail == Tail::kMean ? 2.0F : 0.0F;
       Driver<ClusterKVCache> d(config);
       const SequenceId id = d.add(1);
       d.prefill(id, kPrompt);
@@ -123,7 +125,7 @@ Output engine_part(const Driver<ClusterKVCache>& cache, int layer, SequenceId id
   Output output;
   sparse_decode(rows.args, contiguous_view(ids.data(), DType::kI32, {1, heads, rows.length}),
                 contiguous_view(counts.data(), DType::kI32, {1, heads}),
-                make_out(output, 1, m.num_q_heads, m.head_dim));
+                make_out(output, 1, m.num_q_heads, value_dim_of(m)));
   return output;
 }
 
@@ -134,18 +136,20 @@ double log_sum(double a, double b) {
 }
 
 class EveryTail
-    : public ::testing::TestWithParam<std::tuple<Tail, HeadGrouping, IndexDType, float>> {};
+    : public ::testing::TestWithParam<std::tuple<Tail, HeadGrouping, IndexDType, float, float>> {};
 
 TEST_P(EveryTail, OfSelectorAndEngineMergeToTheCachesResult) {
-  const auto [tail, grouping, dtype, tail_share] = GetParam();
+  const auto [tail, grouping, dtype, tail_share, softcap] = GetParam();
   CacheConfig config = exact_index_config();
+  config.model.logit_softcap = softcap;
+  config.model.value_dim = softcap > 0 ? 80 : 0;
   config.select.tail = tail;
   config.select.grouping = grouping;
   config.select.tail_share = tail_share;
   config.cluster.index_dtype = dtype;
-  const ModelShape& m = config.model;
   Driver<ClusterKVCache> cache(config);
   Driver<ClusterSelector> selector(config);
+  const ModelShape& m = cache.cache.config().model;
   const SequenceId id = cache.add(1);
   ASSERT_EQ(selector.add(1), id);
   cache.prefill(id, kPrompt);
@@ -160,9 +164,9 @@ TEST_P(EveryTail, OfSelectorAndEngineMergeToTheCachesResult) {
       EXPECT_EQ(copy_choice(selection), copy_choice(cache.select(layer)));
       Output part = engine_part(cache, layer, id, query, selector.positions(layer, selection)[0]);
       Output rest, total;
-      const AttentionOut rest_out = make_out(rest, 1, m.num_q_heads, m.head_dim);
+      const AttentionOut rest_out = make_out(rest, 1, m.num_q_heads, value_dim_of(m));
       std::vector<AttentionOut> parts = {
-          {view3(part.out, 1, m.num_q_heads, m.head_dim),
+          {view3(part.out, 1, m.num_q_heads, value_dim_of(m)),
            contiguous_view(part.lse.data(), DType::kF32, {1, m.num_q_heads})}};
       if (tail == Tail::kNone) {
         EXPECT_THROW(selector.cache.attend_tail(layer, selector.plan, selection,
@@ -174,7 +178,7 @@ TEST_P(EveryTail, OfSelectorAndEngineMergeToTheCachesResult) {
                                    rest_out);
         parts.push_back(rest_out);
       }
-      merge_states(parts, make_out(total, 1, m.num_q_heads, m.head_dim));
+      merge_states(parts, make_out(total, 1, m.num_q_heads, value_dim_of(m)));
       EXPECT_LT(relative_difference(total.out, whole[layer].out), 1e-5);
       EXPECT_LT(largest_difference(total.lse, whole[layer].lse), 1e-5);
       for (std::size_t head = 0; head < part.lse.size(); ++head) {
@@ -189,7 +193,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Combine(::testing::Values(Tail::kNone, Tail::kMean, Tail::kSecondMoment),
                        ::testing::Values(HeadGrouping::kShared, HeadGrouping::kPerQueryHead),
                        ::testing::Values(IndexDType::kInt8, IndexDType::kF32),
-                       ::testing::Values(1e-4F, 0.02F)));
+                       ::testing::Values(1e-4F, 0.02F), ::testing::Values(0.0F, 3.0F)));
 
 TEST(PartsOfTheWhole, WithoutARestThereIsNoTail) {
   CacheConfig config = exact_index_config();

@@ -245,8 +245,8 @@ TEST_F(BadBytes, WithAHostileHeadAreRefused) {
     expect_refused(forged_number(0, counts + 16, values), "values");
   }
   expect_error<FormatError>(
-      [&] { (void)target_->cache.load(reader_of(forged_number(0, 8, std::uint64_t{2}))); },
-      "version 2, expected 1");
+      [&] { (void)target_->cache.load(reader_of(forged_number(0, 8, std::uint64_t{1}))); },
+      "version 1, expected 2");
   expect_error<FormatError>(
       [&] { (void)target_->cache.load(reader_of(forged_number(0, 0, std::uint64_t{2}))); },
       "expected a saved sequence");
@@ -300,6 +300,7 @@ TEST_F(BadBytes, OfAnotherKindOfCacheAreRefused) {
       {"model.num_kv_heads",
        [](CacheConfig& c) { c.model.num_kv_heads = c.model.num_q_heads = 2; }},
       {"model.head_dim", [](CacheConfig& c) { c.model.head_dim = 80; }},
+      {"model.value_dim", [](CacheConfig& c) { c.model.value_dim = 80; }},
       {"model.kv_dtype", [](CacheConfig& c) { c.model.kv_dtype = DType::kF16; }},
       {"model.layers",
        [](CacheConfig& c) {

@@ -17,7 +17,7 @@ template <class Place>
 void expect_sinks_take_their_share(const CacheConfig& config) {
   Place place(config, PlanLimits{.max_rows = 2, .max_new_tokens = 400});
   Driver<ClusterKVCache>& driver = place.driver;
-  const ModelShape& m = config.model;
+  const ModelShape& m = driver.cache.config().model;
   const SequenceId id = driver.add(7);
   driver.prefill(id, 150);
   driver.begin({{.id = id}, {}});
@@ -29,7 +29,7 @@ void expect_sinks_take_their_share(const CacheConfig& config) {
     const std::vector<float> query = driver.queries(layer);
     const Output without = driver.attend(layer, query);
     Output with;
-    AttentionOut out = make_out(with, 2, m.num_q_heads, m.head_dim);
+    AttentionOut out = make_out(with, 2, m.num_q_heads, value_dim_of(m));
     out = {driver.placed(out.out), driver.placed(out.lse)};
     const TensorView logits =
         driver.placed(contiguous_view(sinks.data(), DType::kF32, {m.num_q_heads}));
@@ -41,8 +41,8 @@ void expect_sinks_take_their_share(const CacheConfig& config) {
           std::log(std::exp(double{without.lse[head]}) + std::exp(double{sinks[head]}));
       const double share = std::exp(without.lse[head] - lse);
       EXPECT_NEAR(with.lse[head], lse, 1e-4) << layer << " " << head;
-      for (int d = 0; d < m.head_dim; ++d) {
-        const std::size_t at = head * static_cast<std::size_t>(m.head_dim) + std::size_t(d);
+      for (int d = 0; d < value_dim_of(m); ++d) {
+        const std::size_t at = head * static_cast<std::size_t>(value_dim_of(m)) + std::size_t(d);
         EXPECT_NEAR(with.out[at], share * without.out[at], 1e-5) << layer << " " << head;
       }
     }

@@ -16,6 +16,7 @@ TEST(SinkLogits, TakeTheirShare) {
     CacheConfig config = small_config(small_model(2, 4, 2, 64));
     config.select.dense_layers = 1;
     config.select.tail = tail;
+    config.model.value_dim = tail == Tail::kNone ? 128 : 0;
     config.cluster.window_tokens = 12;
     expect_sinks_take_their_share<OnHost>(config);
   }

@@ -46,18 +46,21 @@ class AppendRows : public ::testing::TestWithParam<std::tuple<OpCase, DType>> {
     const Vec got_value = live.value(head, row);
     for (std::size_t d = 0; d < key.size(); ++d) {
       ASSERT_EQ(got_key[d], reference::rounded(op().dtype, key[d]));
+    }
+    ASSERT_EQ(got_value.size(), value.size());
+    for (std::size_t d = 0; d < value.size(); ++d) {
       ASSERT_EQ(got_value[d], reference::rounded(op().dtype, value[d]));
     }
   }
 
   testing::Random random{3};
-  testing::TestRows live{op().dtype, op().head_dim, kHeads, kFirstRow + kTokens, random, kPadding};
+  testing::TestRows live{op().dtype, op().dims(), kHeads, kFirstRow + kTokens, random, kPadding};
 };
 
 TEST_P(AppendRows, RoundsOnceWhateverTheStrides) {
   for (const Layout layout : {Layout::kTokenMajor, Layout::kHeadMajor, Layout::kStrided}) {
     Tensor key(from(), kTokens, kHeads, op().head_dim, layout, random);
-    Tensor value(from(), kTokens, kHeads, op().head_dim, layout, random);
+    Tensor value(from(), kTokens, kHeads, op().dims().value, layout, random);
     const auto before = live.snapshot();
     std::set<std::pair<int, std::int64_t>> written;
     for (int head = 0; head < kHeads; ++head) {
@@ -74,7 +77,7 @@ TEST_P(AppendRows, RoundsOnceWhateverTheStrides) {
 TEST_P(AppendRows, WithoutValuesStoresZero) {
   Tensor key(from(), 5, kHeads, op().head_dim, Layout::kTokenMajor, random);
   ops_of(op().backend).append_rows(params(key, nullptr, 0, 5), 2);
-  expect_row(2, kFirstRow + 4, key.row(4, 2), Vec(static_cast<std::size_t>(op().head_dim)));
+  expect_row(2, kFirstRow + 4, key.row(4, 2), Vec(static_cast<std::size_t>(op().dims().value)));
 }
 
 TEST_P(AppendRows, HandlesZeroTokens) {
@@ -86,8 +89,9 @@ TEST_P(AppendRows, HandlesZeroTokens) {
 
 TEST_P(AppendRows, OneHeadLeavesTheOthersUntouched) {
   Tensor key(from(), 9, kHeads, op().head_dim, Layout::kStrided, random);
+  Tensor value(from(), 9, kHeads, op().dims().value, Layout::kStrided, random);
   const auto before = live.snapshot();
-  ops_of(op().backend).append_rows(params(key, &key, 2, 4), 1);
+  ops_of(op().backend).append_rows(params(key, &value, 2, 4), 1);
   EXPECT_TRUE(live.same_but(
       before, {{1, kFirstRow}, {1, kFirstRow + 1}, {1, kFirstRow + 2}, {1, kFirstRow + 3}}));
 }
@@ -127,7 +131,7 @@ std::string name_of_param(const ::testing::TestParamInfo<std::tuple<OpCase, DTyp
 }
 
 INSTANTIATE_TEST_SUITE_P(Ops, AppendRows,
-                         ::testing::Combine(::testing::ValuesIn(testing::op_cases()),
+                         ::testing::Combine(::testing::ValuesIn(testing::value_op_cases()),
                                             ::testing::Values(DType::kF32, DType::kF16,
                                                               DType::kBF16)),
                          name_of_param);

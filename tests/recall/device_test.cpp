@@ -22,22 +22,22 @@ using testing::Tensor;
 
 // ------------------------------------------------------------------------------- append rows
 
-using AppendCase = std::tuple<DType, int, DType>;
+using AppendCase = std::tuple<DType, testing::Dims, DType>;
 
 class DeviceAppend : public testing::DeviceTest,
                      public ::testing::WithParamInterface<AppendCase> {};
 
 TEST_P(DeviceAppend, StoresTheRowsOfTheCpu) {
-  const auto [dtype, dim, from] = GetParam();
+  const auto [dtype, dims, from] = GetParam();
   constexpr int kHeads = 3;
   constexpr int kTokens = 60;
   testing::Random random(3);
   for (const Layout layout :
        {Layout::kTokenMajor, Layout::kHeadMajor, Layout::kPadded, Layout::kStrided}) {
     for (const bool has_values : {true, false}) {
-      Tensor key(from, kTokens, kHeads, dim, layout, random);
-      Tensor value(from, kTokens, kHeads, dim, Layout::kTokenMajor, random);
-      testing::TestRows cpu(dtype, dim, kHeads, 300, random, 0);
+      Tensor key(from, kTokens, kHeads, dims.key, layout, random);
+      Tensor value(from, kTokens, kHeads, dims.value, Layout::kTokenMajor, random);
+      testing::TestRows cpu(dtype, dims, kHeads, 300, random, 0);
       testing::TestRows device = cpu;
       AppendParams p{key.view(), has_values ? value.view() : TensorView{}, 0, 0, cpu.pages(), 0,
                      cpu.view()};
@@ -57,15 +57,16 @@ TEST_P(DeviceAppend, StoresTheRowsOfTheCpu) {
 }
 
 std::string name_of_append(const ::testing::TestParamInfo<AppendCase>& info) {
-  const auto& [dtype, dim, from] = info.param;
-  return testing::name_of(dtype) + "_d" + std::to_string(dim) + "_from_" + testing::name_of(from);
+  const auto& [dtype, dims, from] = info.param;
+  return testing::name_of(dtype) + "_" + testing::name_of(dims) + "_from_" + testing::name_of(from);
 }
-INSTANTIATE_TEST_SUITE_P(Ops, DeviceAppend,
-                         ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
-                                            ::testing::Values(64, 80, 96, 128, 256),
-                                            ::testing::Values(DType::kF32, DType::kF16,
-                                                              DType::kBF16)),
-                         name_of_append);
+INSTANTIATE_TEST_SUITE_P(
+    Ops, DeviceAppend,
+    ::testing::Combine(::testing::Values(DType::kF16, DType::kBF16),
+                       ::testing::Values(64, 80, 96, 128, 256, testing::Dims(64, 128),
+                                         testing::Dims(256, 80)),
+                       ::testing::Values(DType::kF32, DType::kF16, DType::kBF16)),
+    name_of_append);
 
 // ------------------------------------------------------------------------------- recall quads
 
@@ -76,7 +77,7 @@ struct PoolCase {
   int num_slots;
   int served;    ///< lists of a KV head
   int num_rows;  ///< plan rows
-  int head_dim;
+  testing::Dims dims;
   int capacity = 150;       ///< of a list; above 1024 all lists are full: two rounds of a block
   std::size_t padding = 0;  ///< bytes after each row of the store and of the slots
   std::uint32_t steps = 12;
@@ -86,7 +87,7 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
  protected:
   DeviceRecall()
       : random_(11),
-        stored_(DType::kBF16, GetParam().head_dim, kHeads, kQuads * kQuadRows, random_,
+        stored_(DType::kBF16, GetParam().dims, kHeads, kQuads * kQuadRows, random_,
                 GetParam().padding),
         directory_(kHeads * num_quads()),
         owner_(std::vector<std::uint32_t>(slots(), kNoQuad)),
@@ -108,8 +109,8 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
   }
   static std::size_t slots() { return kHeads * static_cast<std::size_t>(GetParam().num_slots); }
   static std::size_t quad_bytes() {
-    const auto row = static_cast<std::size_t>(2 * GetParam().head_dim * 2) + GetParam().padding;
-    return kQuadRows * row;
+    const testing::Dims dims = GetParam().dims;
+    return kQuadRows * (2 * static_cast<std::size_t>(dims.key + dims.value) + GetParam().padding);
   }
 
   /// Random lists: clusters of neighbouring rows around a place that moves slowly.
@@ -157,7 +158,7 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
 };
 
 TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
-  const auto [num_slots, served, num_rows, head_dim, capacity, padding, steps] = GetParam();
+  const auto [num_slots, served, num_rows, dims, capacity, padding, steps] = GetParam();
   const int heads = kHeads * served;
   const auto entries = static_cast<std::size_t>(num_rows * heads * capacity);
   testing::Guarded<std::uint32_t> row_ids(entries);
@@ -211,7 +212,7 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
 std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
   const PoolCase& c = info.param;
   return "slots" + std::to_string(c.num_slots) + "_lists" + std::to_string(c.served) + "_rows" +
-         std::to_string(c.num_rows) + "_d" + std::to_string(c.head_dim) +
+         std::to_string(c.num_rows) + "_" + testing::name_of(c.dims) +
          (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "") +
          (c.steps < 12 ? "_short" : "");
 }
@@ -221,7 +222,9 @@ INSTANTIATE_TEST_SUITE_P(
                       PoolCase{150, 1, 3, 96}, PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
                       PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128},
                       PoolCase{100, 1, 1, 64, 1100}, PoolCase{150, 1, 1, 80, 150, 32},
-                      PoolCase{150, 1, 1, 256, 150, 16}, PoolCase{12, 2, 2, 64, 60, 0, 2}),
+                      PoolCase{150, 1, 1, 256, 150, 16}, PoolCase{12, 2, 2, 64, 60, 0, 2},
+                      PoolCase{150, 1, 1, {64, 96}}, PoolCase{60, 1, 2, {128, 256}},
+                      PoolCase{60, 1, 1, {80, 64}, 150, 16}),
     name_of_pool);
 
 }  // namespace

@@ -26,6 +26,10 @@ State softmax(const std::vector<Term>& terms, int value_dim) {
   return state;
 }
 
+double soft_capped(double logit, double c) {
+  return c == 0 ? logit : c * std::tanh(logit / c);
+}
+
 State attend(const Vec& query, const std::vector<Vec>& keys, const std::vector<Vec>& values,
              double scale) {
   std::vector<Term> terms;

@@ -23,6 +23,9 @@ struct State {
 
 State softmax(const std::vector<Term>& terms, int value_dim);
 
+/// c tanh(logit / c); the logit itself if c is 0.
+double soft_capped(double logit, double c);
+
 /// Exact attention of one query over rows.
 State attend(const Vec& query, const std::vector<Vec>& keys, const std::vector<Vec>& values,
              double scale);

@@ -36,7 +36,7 @@ IndexedSegment index_segment(const std::vector<Vec>& keys, const std::vector<Vec
   const auto n = static_cast<double>(keys.size());
   IndexedSegment segment;
   segment.profile.assign(dim, 0.0);
-  segment.value_sum.assign(dim, 0.0);
+  segment.value_sum.assign(values.front().size(), 0.0);
   const int last = *std::max_element(labels.begin(), labels.end());
   for (int c = 0; c <= last; ++c) {
     IndexedCluster cluster;
@@ -54,7 +54,7 @@ IndexedSegment index_segment(const std::vector<Vec>& keys, const std::vector<Vec
     for (std::size_t d = 0; d < dim; ++d) segment.profile[d] += deviations.back()[d] / n;
   }
   for (const Vec& value : values) {
-    for (std::size_t d = 0; d < dim; ++d) segment.value_sum[d] += value[d];
+    for (std::size_t d = 0; d < value.size(); ++d) segment.value_sum[d] += value[d];
   }
   for (std::size_t c = 0; c < deviations.size(); ++c) {
     IndexedCluster& cluster = segment.clusters[c];

@@ -61,7 +61,9 @@ bool is_near_middle(double x, double step) {
 NaiveCache::NaiveCache(const CacheConfig& config)
     : config_(config),
       scale_(config.model.softmax_scale > 0 ? config.model.softmax_scale
-                                            : 1 / std::sqrt(config.model.head_dim)) {}
+                                            : 1 / std::sqrt(config.model.head_dim)),
+      value_dim_(at(config.model.value_dim == 0 ? config.model.head_dim : config.model.value_dim)) {
+}
 
 int NaiveCache::model_layer(int layer) const {
   return config_.model.layers.empty() ? layer : config_.model.layers[at(layer)];
@@ -273,16 +275,21 @@ std::vector<NaiveCache::Score> NaiveCache::scores(const std::vector<Member>& mem
   std::vector<Score> result;
   for (const auto& [segment, cluster] : members) {
     const double spread = has_spread ? cluster->spread : 0;
-    const auto exact =
-        reference::score(query, cluster->key.value, spread, segment->profile, scale_);
-    const double z = reference::score(scored, cluster->key.value, 0, segment->profile, scale_).z;
+    const double w = reference::spread_weight(query, spread, segment->profile, scale_);
+    const double z = scale_ * reference::dot(scored, cluster->key.value);
+    const auto t_of = [&](double logit) {
+      return reference::mass_score(logit * reference::kLog2E, w, config_.model.logit_softcap) /
+             reference::kLog2E;
+    };
     double slack = 0;
     for (std::size_t d = 0; d < query.size(); ++d) {
       slack += scale_ * std::abs(query[d]) * cluster->key.slack[d];
     }
+    // A cap bends t: it may move by less, or by more.
+    const double t = t_of(z);
+    if (slack > 0) slack = std::max({slack, t - t_of(z - slack), std::abs(t_of(z + slack) - t)});
     // Results move by e^slack - 1, which is more than the slack, and less than this.
-    slack = std::expm1(1.1 * slack);
-    result.push_back({z / reference::kLog2E, (z + exact.t - exact.z) / reference::kLog2E, slack});
+    result.push_back({z, t, std::expm1(1.1 * slack)});
   }
   return result;
 }
@@ -400,7 +407,8 @@ NaiveOutput NaiveCache::attend(SequenceId id, int layer, int kv_head, const Vec&
   std::vector<reference::Term> terms;
   const auto add_row = [&](int token) {
     const Row& r = s.rows[at(layer)][at(token)][at(kv_head)];
-    terms.push_back({scale_ * reference::dot(query, r.key), 1, r.value});
+    const double logit = scale_ * reference::dot(query, r.key);
+    terms.push_back({reference::soft_capped(logit, config_.model.logit_softcap), 1, r.value});
   };
   const int first_pending = is_dense_layer(layer) ? sinks(s) : std::max(sinks(s), s.visible_end);
   for (int token = 0; token < sinks(s); ++token) add_row(token);
@@ -413,10 +421,10 @@ NaiveOutput NaiveCache::attend(SequenceId id, int layer, int kv_head, const Vec&
   std::vector<std::size_t> tail;  // clusters of the terms after the rows
   std::vector<Kept> is_kept;
   std::vector<Score> of_query;
-  Vec mean_of_all(query.size());
+  Vec mean_of_all(value_dim_);
   if (config_.select.tail != Tail::kNone && !all.empty()) {
     for (const NaiveSegment& segment : s.segments[at(layer)][at(kv_head)]) {
-      for (std::size_t d = 0; d < query.size(); ++d) {
+      for (std::size_t d = 0; d < value_dim_; ++d) {
         mean_of_all[d] += segment.value_sum[d] / clustered(id, layer);
       }
     }
@@ -431,7 +439,7 @@ NaiveOutput NaiveCache::attend(SequenceId id, int layer, int kv_head, const Vec&
       tail.push_back(c);
     }
   }
-  const reference::State state = reference::softmax(terms, static_cast<int>(query.size()));
+  const reference::State state = reference::softmax(terms, static_cast<int>(value_dim_));
   NaiveOutput result{state.out, state.lse, 0, 0};
   for (std::size_t i = 0; i < tail.size(); ++i) {
     const reference::Term& term = terms[num_rows + i];

@@ -118,7 +118,7 @@ class NaiveCache {
   /// One cluster for one query, in natural logs.
   struct Score {
     double z, t;
-    double slack;
+    double slack;  ///< of either
   };
   struct Member {
     const NaiveSegment* segment;
@@ -145,6 +145,7 @@ class NaiveCache {
 
   CacheConfig config_;
   double scale_;
+  std::size_t value_dim_;
   std::map<SequenceId, Sequence> sequences_;
   int num_segments_ = 0;  ///< ever
 };

@@ -8,13 +8,25 @@
 
 namespace clusterkv::reference {
 
-Score score(const Vec& query, const Vec& centroid, double spread, const Vec& profile,
-            double scale) {
+double spread_weight(const Vec& query, double spread, const Vec& profile, double scale) {
   double sum = 0;
   for (std::size_t d = 0; d < query.size(); ++d) sum += query[d] * query[d] * profile[d];
-  const double w = spread * 0.5 * scale * scale * sum;
+  return spread * 0.5 * scale * scale * sum;
+}
+
+double mass_score(double z, double w, double softcap) {
+  if (softcap == 0) return z + std::log2(1 + w);
+  const double x = z / kLog2E / softcap;
+  const double slope = 1 / (std::cosh(x) * std::cosh(x));
+  const double curvature = -2 / softcap * std::tanh(x) * slope;
+  const double factor = std::max(0.0, slope * slope + curvature);
+  return softcap * kLog2E * std::tanh(x) + std::log2(1 + w * factor);
+}
+
+Score score(const Vec& query, const Vec& centroid, double spread, const Vec& profile, double scale,
+            double softcap) {
   const double z = scale * kLog2E * dot(query, centroid);
-  return {z, z + std::log2(1 + w)};
+  return {z, mass_score(z, spread_weight(query, spread, profile, scale), softcap)};
 }
 
 Vec quantised_query(const Vec& query) {

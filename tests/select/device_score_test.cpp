@@ -58,14 +58,16 @@ bool same_bits(testing::Guarded<T>& a, testing::Guarded<T>& b) {
 }
 
 TEST_P(DeviceScore, GivesTheBitsOfTheCpu) {
-  for (const bool use_spread : {true, false}) {
+  for (const auto& [use_spread, softcap] :
+       {std::pair{true, 0.0F}, {false, 0.0F}, {true, 1.5F}, {false, 1.5F}}) {
     Scene s = scene({{70, 200}, {3, 9}, {64, 300}, {130, 300}});
     Scores cpu(s);
     const SequenceView view = s.view(64);
     const RowScores cpu_scores = cpu.view();
     ScoreParams p{&view,       s.index.view(),      s.query.data(),
                   &cpu_scores, s.shape.num_q_heads, s.shape.num_kv_heads,
-                  0.09F,       use_spread};
+                  0.09F,       use_spread,          1,
+                  softcap};
     for (int head = 0; head < p.num_kv_heads; ++head) {
       select::cpu().score_clusters(p, {0, head, 0, view.num_blocks});
     }
@@ -116,7 +118,8 @@ bool same_numbers(testing::Guarded<float>& a, testing::Guarded<float>& b) {
 }
 
 /// All rows on the CPU and in one launch.
-void expect_same(Scene& s, const SequenceView* views, int num_rows, int max_blocks) {
+void expect_same(Scene& s, const SequenceView* views, int num_rows, int max_blocks,
+                 float softcap = 0) {
   std::vector<std::unique_ptr<Scores>> cpu, device;
   std::vector<RowScores> cpu_rows, device_rows;
   for (int row = 0; row < num_rows; ++row) {
@@ -134,7 +137,9 @@ void expect_same(Scene& s, const SequenceView* views, int num_rows, int max_bloc
                 s.shape.num_q_heads,
                 s.shape.num_kv_heads,
                 0.09F,
-                true};
+                true,
+                1,
+                softcap};
   for (int row = 0; row < num_rows; ++row) {
     for (int head = 0; head < p.num_kv_heads; ++head) {
       select::cpu().score_clusters(p, {row, head, 0, views[row].num_blocks});
@@ -157,7 +162,9 @@ TEST_P(DeviceScore, ScoresTwoRowsWithNanAndZeroQueries) {
   SequenceView views[2] = {s.view(64), s.view(64)};
   views[0].num_segments = 1;
   views[0].num_blocks = s.segments[0].num_blocks;
-  expect_same(s, views, 2, views[1].num_blocks);
+  for (const float softcap : {0.0F, 1.5F}) {
+    expect_same(s, views, 2, views[1].num_blocks, softcap);
+  }
 }
 
 /// 1M tokens: 131,072 clusters of one head, in few blocks of the index named again and again.

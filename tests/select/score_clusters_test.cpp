@@ -72,7 +72,9 @@ class ScoreClusters : public ::testing::TestWithParam<Param> {
             scene.shape.num_q_heads,
             scene.shape.num_kv_heads,
             scale,
-            use_spread};
+            use_spread,
+            1,
+            softcap};
   }
   void run(Scene& scene, Scores& scores, bool use_spread = true) const {
     const SequenceView view = scene.view(64);
@@ -86,6 +88,7 @@ class ScoreClusters : public ::testing::TestWithParam<Param> {
   void expect_head(Scene& scene, Scores& scores, int q_head, bool use_spread) const;
 
   float scale = 0.09F;
+  float softcap = 0;
 };
 
 struct Expected {
@@ -148,13 +151,19 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
         use_spread
             ? scene.index.view().spread[scene.index.at(kv_head, block, c.id % kBlockClusters)]
             : 0.0;
+    const Vec profiles(profile, profile + query.size());
+    const double w = reference::spread_weight(query, spread, profiles, double{scale});
     const auto s =
-        reference::score(query, centroid, spread, {profile, profile + query.size()}, double{scale});
+        reference::score(query, centroid, spread, profiles, double{scale}, double{softcap});
     double size = 0;
     for (std::size_t d = 0; d < query.size(); ++d) size += std::abs(query[d] * centroid[d]);
     // 21 roundings of half an ulp in a dot of 256 products; the polynomial of the logarithm.
     const double tolerance = 21 * 0x1p-24 * double{scale} * reference::kLog2E * size + 2e-6;
-    blocks[id / kBlockClusters].push_back({at_cluster(id), s.z, s.t, tolerance, c.size});
+    double of_t = tolerance;  // a cap bends t
+    for (const double z : {s.z - tolerance, s.z + tolerance}) {
+      of_t = std::max(of_t, 1e-6 + std::abs(reference::mass_score(z, w, double{softcap}) - s.t));
+    }
+    blocks[id / kBlockClusters].push_back({at_cluster(id), s.z, s.t, of_t, c.size});
   }
   for (std::size_t b = 0; b < blocks.size(); ++b) {
     const std::size_t at = (static_cast<std::size_t>(kv_head) * blocks.size() + b) * g + member;
@@ -167,12 +176,15 @@ void ScoreClusters::expect_head(Scene& scene, Scores& scores, int q_head, bool u
 }
 
 TEST_P(ScoreClusters, MatchesReference) {
-  for (const bool use_spread : {true, false}) {
-    Scene scene(usual(), 7);
-    Scores scores(scene);
-    run(scene, scores, use_spread);
-    for (int head = 0; head < scene.shape.num_q_heads; ++head) {
-      expect_head(scene, scores, head, use_spread);
+  for (const float cap : {0.0F, 1.0F, 20.0F}) {
+    softcap = cap;
+    for (const bool use_spread : {true, false}) {
+      Scene scene(usual(), 7);
+      Scores scores(scene);
+      run(scene, scores, use_spread);
+      for (int head = 0; head < scene.shape.num_q_heads; ++head) {
+        expect_head(scene, scores, head, use_spread);
+      }
     }
   }
 }
@@ -282,7 +294,9 @@ TEST_P(ScoreClusters, NanInOneHeadLeavesTheOthersAlone) {
 }
 
 TEST_P(ScoreClusters, ZeroAndHugeQueriesStayFinite) {
-  for (const float factor : {0.0F, 1e-30F, 1e4F}) {
+  for (const auto& [factor, cap] :
+       {std::pair{0.0F, 0.0F}, {1e-30F, 0.0F}, {1e4F, 0.0F}, {0.0F, 3.0F}, {1e4F, 3.0F}}) {
+    softcap = cap;
     Scene scene(usual(), 14);
     for (float& q : scene.query) q *= factor;
     Scores scores(scene);

@@ -49,6 +49,7 @@ TokenSource::TokenSource(const ModelShape& model, std::uint64_t seed)
     : num_q_heads_(model.num_q_heads),
       num_kv_heads_(model.num_kv_heads),
       head_dim_(model.head_dim),
+      value_dim_(value_dim_of(model)),
       seed_(seed) {}
 
 std::vector<float> TokenSource::rows(int layer, std::int64_t first, std::int64_t last,
@@ -66,7 +67,7 @@ std::vector<float> TokenSource::rows(int layer, std::int64_t first, std::int64_t
       const std::uint64_t topic =
           hash({seed_, kind == kQuery ? kQuery : kKey, t / 5, h / std::uint64_t(group)}) % kTopics;
       std::uint64_t center = hash({seed_, kTopic, l, h / std::uint64_t(group), topic});
-      for (int d = 0; d < head_dim_; ++d) {
+      for (int d = 0; d < (kind == kValue ? value_dim_ : head_dim_); ++d) {
         const float shared = kind == kValue ? 0.0F : draw(center);
         result.push_back(0.8F * shared + 0.7F * draw(noise));
       }

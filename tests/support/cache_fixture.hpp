@@ -21,7 +21,7 @@ class TokenSource {
   TokenSource() = default;
   TokenSource(const ModelShape& model, std::uint64_t seed);
 
-  /// [last - first, num_kv_heads, head_dim]
+  /// [last - first, num_kv_heads, head_dim], and of value_dim
   [[nodiscard]] std::vector<float> keys(int layer, std::int64_t first, std::int64_t last) const;
   [[nodiscard]] std::vector<float> values(int layer, std::int64_t first, std::int64_t last) const;
   /// [num_q_heads, head_dim]
@@ -34,6 +34,7 @@ class TokenSource {
   int num_q_heads_ = 0;
   int num_kv_heads_ = 0;
   int head_dim_ = 0;
+  int value_dim_ = 0;
   std::uint64_t seed_ = 0;
 };
 
@@ -119,12 +120,16 @@ class Driver : public Harness<Cache> {
   std::pair<std::vector<float>, std::vector<float>> new_rows(int layer) {
     std::vector<float> key, value;
     for (const StepRow& row : rows_) {
-      const std::vector<float> padding(row_size() * static_cast<std::size_t>(row.num_new_tokens));
+      const auto vectors = static_cast<std::size_t>(row.num_new_tokens * model().num_kv_heads);
+      const auto padding = [&](int dim) {
+        return std::vector<float>(vectors * static_cast<std::size_t>(dim));
+      };
       const std::int64_t last = row.id == kNoSequence ? 0 : cache.length(row.id);
       const std::int64_t first = last - row.num_new_tokens;
       const bool pad = row.id == kNoSequence;
-      extend(key, pad ? padding : sources_[row.id].keys(layer, first, last));
-      extend(value, pad ? padding : sources_[row.id].values(layer, first, last));
+      extend(key, pad ? padding(model().head_dim) : sources_[row.id].keys(layer, first, last));
+      extend(value,
+             pad ? padding(value_dim_of(model())) : sources_[row.id].values(layer, first, last));
     }
     return {key, value};
   }
@@ -148,7 +153,7 @@ class Driver : public Harness<Cache> {
     for (int layer = 0; layer < cache.config().model.num_layers; ++layer) append(layer, stream);
   }
 
-  /// All tokens of a sequence so far, [token, num_kv_heads, head_dim].
+  /// All tokens of a sequence so far, [token, num_kv_heads, head_dim or value_dim].
   std::vector<float> all_keys(SequenceId id, int layer) {
     return sources_[id].keys(layer, 0, cache.length(id));
   }
@@ -191,10 +196,7 @@ class Driver : public Harness<Cache> {
   static void extend(std::vector<float>& all, const std::vector<float>& more) {
     all.insert(all.end(), more.begin(), more.end());
   }
-  std::size_t row_size() const {
-    const ModelShape& m = cache.config().model;
-    return static_cast<std::size_t>(m.num_kv_heads * m.head_dim);
-  }
+  const ModelShape& model() const { return cache.config().model; }
 
   std::map<SequenceId, TokenSource> sources_;
   std::vector<StepRow> rows_;

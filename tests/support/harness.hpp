@@ -13,6 +13,11 @@
 
 namespace clusterkv::testing {
 
+/// value_dim as a cache takes it.
+inline int value_dim_of(const ModelShape& model) {
+  return model.value_dim == 0 ? model.head_dim : model.value_dim;
+}
+
 ModelShape small_model(int num_layers = 1, int num_q_heads = 4, int num_kv_heads = 2,
                        int head_dim = 64);
 
@@ -26,7 +31,7 @@ using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 AlignedBytes aligned_bytes(std::size_t bytes);
 
 struct Output {
-  std::vector<float> out;  ///< [query row, q_head, head_dim]
+  std::vector<float> out;  ///< [query row, q_head, value_dim]
   std::vector<float> lse;  ///< [query row, q_head]
   bool operator==(const Output&) const = default;
 };
@@ -101,12 +106,12 @@ class Harness {
 
   void append(int layer, const std::vector<float>& key, const std::vector<float>& value,
               Stream stream = {}) {
-    cache.append(layer, plan, kv_view(keep(key)), kv_view(keep(value)), stream_or_own(stream));
+    cache.append(layer, plan, kv_view(keep(key)), value_view(keep(value)), stream_or_own(stream));
   }
   Output attend(int layer, const std::vector<float>& query, Stream stream = {}) {
     const ModelShape& m = cache.config().model;
     Output output;
-    AttentionOut out = make_out(output, plan.num_query_tokens(), m.num_q_heads, m.head_dim);
+    AttentionOut out = make_out(output, plan.num_query_tokens(), m.num_q_heads, value_dim_of(m));
     out = {placed(out.out), placed(out.lse)};
     cache.attend(layer, plan, {query_view(query), out}, stream_or_own(stream));
     wait();
@@ -115,6 +120,10 @@ class Harness {
   TensorView kv_view(const std::vector<float>& data) const {
     const ModelShape& m = cache.config().model;
     return placed(view3(data, plan.num_new_tokens(), m.num_kv_heads, m.head_dim));
+  }
+  TensorView value_view(const std::vector<float>& data) const {
+    const ModelShape& m = cache.config().model;
+    return placed(view3(data, plan.num_new_tokens(), m.num_kv_heads, value_dim_of(m)));
   }
   TensorView query_view(const std::vector<float>& data) const {
     const ModelShape& m = cache.config().model;

@@ -73,8 +73,13 @@ std::string name_of(IndexDType dtype) {
   return dtype == IndexDType::kF32 ? "if32" : dtype == IndexDType::kBF16 ? "ibf16" : "iint8";
 }
 
+std::string name_of(Dims dims) {
+  const std::string name = "d" + std::to_string(dims.key);
+  return dims.key == dims.value ? name : name + "_v" + std::to_string(dims.value);
+}
+
 std::string name_of(const OpCase& c) {
-  return name_of(c.backend) + "_" + name_of(c.dtype) + "_d" + std::to_string(c.head_dim);
+  return name_of(c.backend) + "_" + name_of(c.dtype) + "_" + name_of(c.dims());
 }
 
 std::vector<OpCase> op_cases() {
@@ -83,6 +88,19 @@ std::vector<OpCase> op_cases() {
     for (const int head_dim : {64, 80, 96, 128, 256}) {
       cases.push_back({Backend::kCpu, dtype, head_dim});
     }
+  }
+  return cases;
+}
+
+std::vector<OpCase> value_op_cases() {
+  std::vector<OpCase> cases = op_cases();
+  for (const OpCase& c : {OpCase{Backend::kCpu, DType::kF32, 64, 256},
+                          {Backend::kCpu, DType::kF32, 256, 96},
+                          {Backend::kCpu, DType::kF16, 80, 64},
+                          {Backend::kCpu, DType::kF16, 128, 80},
+                          {Backend::kCpu, DType::kBF16, 96, 128},
+                          {Backend::kCpu, DType::kBF16, 128, 64}}) {
+    cases.push_back(c);
   }
   return cases;
 }
@@ -133,9 +151,9 @@ bool GuardedBytes::guards_intact() const {
          std::all_of(data() + size_, data() + size_ + guard_, is_canary);
 }
 
-TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows,
-                   Random& random, std::size_t row_padding)
-    : dtype_(dtype), head_dim_(head_dim), num_kv_heads_(num_kv_heads), row_padding_(row_padding) {
+TestRows::TestRows(DType dtype, Dims dims, int num_kv_heads, std::int64_t num_rows, Random& random,
+                   std::size_t row_padding)
+    : dtype_(dtype), dims_(dims), num_kv_heads_(num_kv_heads), row_padding_(row_padding) {
   const int used = static_cast<int>((num_rows + kPageRows - 1) / kPageRows);
   num_pages_ = used + 1;
   pages_ = random_pages(used, num_pages_, random);
@@ -145,11 +163,13 @@ TestRows::TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num
 RowStore TestRows::view() {
   RowStore store;
   store.base = memory_.data();
-  store.row_bytes = 2 * static_cast<std::size_t>(head_dim_) * size_of(dtype_) + row_padding_;
+  store.row_bytes =
+      static_cast<std::size_t>(dims_.key + dims_.value) * size_of(dtype_) + row_padding_;
   store.head_stride =
       static_cast<std::size_t>(num_pages_) * kPageRows * store.row_bytes + kPlanePadding;
   store.dtype = dtype_;
-  store.head_dim = head_dim_;
+  store.head_dim = dims_.key;
+  store.value_dim = dims_.value;
   return store;
 }
 
@@ -165,13 +185,13 @@ std::byte* TestRows::bytes(int kv_head, std::int64_t row) {
 void TestRows::set(int kv_head, std::int64_t row, const Vec& key, const Vec& value) {
   std::byte* to = bytes(kv_head, row);
   write_elements(dtype_, key, to);
-  write_elements(dtype_, value, to + static_cast<std::size_t>(head_dim_) * size_of(dtype_));
+  write_elements(dtype_, value, to + static_cast<std::size_t>(dims_.key) * size_of(dtype_));
 }
 
 void TestRows::fill(Random& random, std::int64_t first, std::int64_t count, double scale) {
   for (int head = 0; head < num_kv_heads_; ++head) {
     for (std::int64_t row = first; row < first + count; ++row) {
-      set(head, row, gaussian(random, head_dim_, scale), gaussian(random, head_dim_, 1.0));
+      set(head, row, gaussian(random, dims_.key, scale), gaussian(random, dims_.value, 1.0));
     }
   }
 }
@@ -181,12 +201,12 @@ void TestRows::poison(int kv_head, std::int64_t row) {
 }
 
 Vec TestRows::key(int kv_head, std::int64_t row) {
-  return read_elements(dtype_, bytes(kv_head, row), head_dim_);
+  return read_elements(dtype_, bytes(kv_head, row), dims_.key);
 }
 
 Vec TestRows::value(int kv_head, std::int64_t row) {
-  const std::size_t offset = static_cast<std::size_t>(head_dim_) * size_of(dtype_);
-  return read_elements(dtype_, bytes(kv_head, row) + offset, head_dim_);
+  const std::size_t offset = static_cast<std::size_t>(dims_.key) * size_of(dtype_);
+  return read_elements(dtype_, bytes(kv_head, row) + offset, dims_.value);
 }
 
 std::vector<Vec> TestRows::keys(int kv_head, std::int64_t first, int count) {
@@ -204,7 +224,7 @@ std::vector<Vec> TestRows::values(int kv_head, std::int64_t first, int count) {
 bool TestRows::same_but(const GuardedBytes& before,
                         const std::set<std::pair<int, std::int64_t>>& written) {
   GuardedBytes expected = before;
-  const std::size_t payload = 2 * static_cast<std::size_t>(head_dim_) * size_of(dtype_);
+  const std::size_t payload = static_cast<std::size_t>(dims_.key + dims_.value) * size_of(dtype_);
   for (const auto& [kv_head, row] : written) {
     const std::byte* now = bytes(kv_head, row);
     std::memcpy(expected.data() + (now - memory_.data()), now, payload);
@@ -215,21 +235,21 @@ bool TestRows::same_but(const GuardedBytes& before,
 
 // ------------------------------------------------------------------------------------ index
 
-TestIndex::TestIndex(IndexDType dtype, int head_dim, int num_kv_heads, int num_blocks,
-                     int num_records)
+TestIndex::TestIndex(IndexDType dtype, Dims dims, int num_kv_heads, int num_blocks, int num_records)
     : dtype_(dtype),
-      head_dim_(head_dim),
+      dims_(dims),
       num_kv_heads_(num_kv_heads),
       num_blocks_(num_blocks),
       num_records_(num_records) {
   const auto blocks = static_cast<std::size_t>(num_kv_heads * num_blocks);
   const auto records = static_cast<std::size_t>(num_kv_heads * num_records);
-  const auto dim = static_cast<std::size_t>(head_dim);
-  const std::size_t elements = blocks * kBlockClusters * dim * IndexStore::element_bytes(dtype);
+  const auto key = static_cast<std::size_t>(dims.key);
+  const auto value = static_cast<std::size_t>(dims.value);
+  const std::size_t elements = blocks * kBlockClusters * IndexStore::element_bytes(dtype);
   const std::size_t floats = blocks * kBlockClusters * sizeof(float);
   for (const std::size_t bytes :
-       {elements, elements, floats, floats, floats, blocks * (kBlockClusters + 1) * 4,
-        records * dim * 4, records * dim * 4, records * 4}) {
+       {elements * key, elements * value, floats, floats, floats, blocks * (kBlockClusters + 1) * 4,
+        records * key * 4, records * value * 4, records * 4}) {
     arrays_.emplace_back(bytes);
   }
 }
@@ -237,7 +257,8 @@ TestIndex::TestIndex(IndexDType dtype, int head_dim, int num_kv_heads, int num_b
 IndexStore TestIndex::view() {
   IndexStore s;
   s.dtype = dtype_;
-  s.head_dim = head_dim_;
+  s.head_dim = dims_.key;
+  s.value_dim = dims_.value;
   s.num_blocks = num_blocks_;
   s.num_records = num_records_;
   s.centroids = arrays_[0].data();
@@ -263,12 +284,12 @@ void TestIndex::write(const Vec& x, std::byte* to, float* scale) const {
   for (std::size_t d = 0; d < x.size(); ++d) to[d] = static_cast<std::byte>(row.codes[d]);
 }
 
-Vec TestIndex::read(const std::byte* from, float scale) const {
+Vec TestIndex::read(const std::byte* from, int dim, float scale) const {
   if (dtype_ != IndexDType::kInt8) {
-    return read_elements(dtype_ == IndexDType::kF32 ? DType::kF32 : DType::kBF16, from, head_dim_);
+    return read_elements(dtype_ == IndexDType::kF32 ? DType::kF32 : DType::kBF16, from, dim);
   }
   Vec x;
-  for (int d = 0; d < head_dim_; ++d) {
+  for (int d = 0; d < dim; ++d) {
     x.push_back(double{scale} * static_cast<std::int8_t>(std::to_integer<int>(from[d])));
   }
   return x;
@@ -278,26 +299,31 @@ std::size_t TestIndex::at(int kv_head, std::uint32_t block, int cluster) {
   return static_cast<std::size_t>(view().plane_block(kv_head, block) * kBlockClusters + cluster);
 }
 
+std::byte* TestIndex::centroid_at(std::size_t i) {
+  return view().centroids + i * (view().centroid_block_bytes() / kBlockClusters);
+}
+
+std::byte* TestIndex::value_mean_at(std::size_t i) {
+  return view().value_means + i * (view().mean_block_bytes() / kBlockClusters);
+}
+
 void TestIndex::set_cluster(int kv_head, std::uint32_t block, int cluster, const Vec& mean_key,
                             const Vec& mean_value, double spread) {
   const IndexStore s = view();
   const std::size_t i = at(kv_head, block, cluster);
-  const std::size_t row = s.block_bytes() / kBlockClusters;
-  write(mean_key, s.centroids + i * row, s.centroid_scale + i);
-  write(mean_value, s.value_means + i * row, s.value_scale + i);
+  write(mean_key, centroid_at(i), s.centroid_scale + i);
+  write(mean_value, value_mean_at(i), s.value_scale + i);
   s.spread[i] = static_cast<float>(spread);
 }
 
 Vec TestIndex::centroid(int kv_head, std::uint32_t block, int cluster) {
-  const IndexStore s = view();
   const std::size_t i = at(kv_head, block, cluster);
-  return read(s.centroids + i * (s.block_bytes() / kBlockClusters), s.centroid_scale[i]);
+  return read(centroid_at(i), dims_.key, view().centroid_scale[i]);
 }
 
 Vec TestIndex::value_mean(int kv_head, std::uint32_t block, int cluster) {
-  const IndexStore s = view();
   const std::size_t i = at(kv_head, block, cluster);
-  return read(s.value_means + i * (s.block_bytes() / kBlockClusters), s.value_scale[i]);
+  return read(value_mean_at(i), dims_.value, view().value_scale[i]);
 }
 
 bool TestIndex::guards_intact() const {
@@ -352,10 +378,10 @@ Scene::Scene(const SceneShape& scene_shape, std::uint64_t seed)
       random(seed),
       first_pending(shape.num_sinks + 250),  // so that pending crosses a page
       num_stored(rows_of(shape)),
-      live(shape.op.dtype, shape.op.head_dim, shape.num_kv_heads, first_pending + shape.num_pending,
+      live(shape.op.dtype, shape.op.dims(), shape.num_kv_heads, first_pending + shape.num_pending,
            random),
-      stored(shape.op.dtype, shape.op.head_dim, shape.num_kv_heads, num_stored, random),
-      index(shape.index_dtype, shape.op.head_dim, shape.num_kv_heads, blocks_of(shape) + 2,
+      stored(shape.op.dtype, shape.op.dims(), shape.num_kv_heads, num_stored, random),
+      index(shape.index_dtype, shape.op.dims(), shape.num_kv_heads, blocks_of(shape) + 2,
             static_cast<int>(shape.segments.size()) + 2),
       clusters(static_cast<std::size_t>(shape.num_kv_heads)) {
   if (shape.fill_rows) {
@@ -383,10 +409,11 @@ void Scene::add_segment(std::size_t number) {
     add_clusters(head, number);
     float* profile = index.view().record_profile(head, segment.record);
     float* sum = index.view().record_value_sum(head, segment.record);
+    const auto rows = static_cast<float>(segment.first_row + segment.num_rows);
     for (int d = 0; d < shape.op.head_dim; ++d) {
       profile[d] = d % 7 == 2 ? 0.0F : std::abs(random.normal());
-      sum[d] = static_cast<float>(segment.first_row + segment.num_rows) * random.normal();
     }
+    for (int d = 0; d < shape.op.dims().value; ++d) sum[d] = rows * random.normal();
   }
 }
 
@@ -409,9 +436,9 @@ void Scene::add_clusters(int kv_head, std::size_t number) {
     offset[1] =
         c < used ? static_cast<std::uint32_t>(segment.first_row + cuts[first + 1]) : offset[0];
     if (c >= used) continue;
-    index.set_cluster(kv_head, block_of(id), c % kBlockClusters,
-                      gaussian(random, shape.op.head_dim, 1.0),
-                      gaussian(random, shape.op.head_dim, 1.0), std::abs(double{random.normal()}));
+    index.set_cluster(
+        kv_head, block_of(id), c % kBlockClusters, gaussian(random, shape.op.head_dim, 1.0),
+        gaussian(random, shape.op.dims().value, 1.0), std::abs(double{random.normal()}));
     clusters[static_cast<std::size_t>(kv_head)].push_back({id, segment.first_row + cuts[first],
                                                            cuts[first + 1] - cuts[first],
                                                            static_cast<int>(number)});

@@ -21,18 +21,31 @@ namespace clusterkv::testing {
 
 using reference::Vec;
 
+/// Elements of a key and of a value.
+struct Dims {
+  Dims(int both) : key(both), value(both) {}
+  Dims(int of_key, int of_value) : key(of_key), value(of_value) {}
+  int key;
+  int value;
+};
+std::string name_of(Dims dims);  ///< d128, d128_v64
+
 /// What every op suite runs over.
 struct OpCase {
   Backend backend;
   DType dtype;
   int head_dim;
+  int value_dim = 0;  ///< 0: head_dim
+  [[nodiscard]] Dims dims() const { return {head_dim, value_dim == 0 ? head_dim : value_dim}; }
 };
 std::string name_of(Backend backend);
 std::string name_of(DType dtype);
 std::string name_of(IndexDType dtype);
-std::string name_of(const OpCase& c);  ///< cpu_bf16_d128
+std::string name_of(const OpCase& c);  ///< cpu_bf16_d128, cpu_bf16_d128_v64
 /// All backends of this build x dtypes x head_dims.
 std::vector<OpCase> op_cases();
+/// And some with values of another length, for ops that see values.
+std::vector<OpCase> value_op_cases();
 
 /// Where guarded memory comes from. Device suites name their own, so that what watches a device or takes
 /// its place knows each buffer.
@@ -92,7 +105,7 @@ class TestRows {
  public:
   static constexpr std::size_t kRowPadding = 32;
 
-  TestRows(DType dtype, int head_dim, int num_kv_heads, std::int64_t num_rows, Random& random,
+  TestRows(DType dtype, Dims dims, int num_kv_heads, std::int64_t num_rows, Random& random,
            std::size_t row_padding = kRowPadding);
 
   [[nodiscard]] RowStore view();
@@ -116,7 +129,7 @@ class TestRows {
 
  private:
   DType dtype_;
-  int head_dim_;
+  Dims dims_;
   int num_kv_heads_;
   std::size_t row_padding_;
   int num_pages_;
@@ -127,7 +140,7 @@ class TestRows {
 /// The index of one layer.
 class TestIndex {
  public:
-  TestIndex(IndexDType dtype, int head_dim, int num_kv_heads, int num_blocks, int num_records);
+  TestIndex(IndexDType dtype, Dims dims, int num_kv_heads, int num_blocks, int num_records);
 
   [[nodiscard]] IndexStore view();
   void set_cluster(int kv_head, std::uint32_t block, int cluster, const Vec& mean_key,
@@ -145,10 +158,12 @@ class TestIndex {
 
  private:
   void write(const Vec& x, std::byte* to, float* scale) const;
-  Vec read(const std::byte* from, float scale) const;
+  Vec read(const std::byte* from, int dim, float scale) const;
+  std::byte* centroid_at(std::size_t i);
+  std::byte* value_mean_at(std::size_t i);
 
   IndexDType dtype_;
-  int head_dim_;
+  Dims dims_;
   int num_kv_heads_;
   int num_blocks_;
   int num_records_;

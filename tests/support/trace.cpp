@@ -8,6 +8,7 @@
 #include <iterator>
 #include <stdexcept>
 
+#include "tests/reference/attend.hpp"
 #include "tests/support/harness.hpp"
 
 namespace clusterkv::testing {
@@ -64,7 +65,8 @@ void attend_fully(const RecordedLayer& r, const float* query, const float* key, 
   const std::ptrdiff_t stride = std::ptrdiff_t{r.num_kv_heads} * r.head_dim;
   std::vector<double> weight;
   for (int t = 0; t < num_tokens; ++t) {
-    weight.push_back(double{r.softmax_scale} * dot(query, key + t * stride, r.head_dim));
+    weight.push_back(reference::soft_capped(
+        double{r.softmax_scale} * dot(query, key + t * stride, r.head_dim), r.logit_softcap));
   }
   const double max = *std::max_element(weight.begin(), weight.end());
   double sum = 0;
@@ -174,6 +176,7 @@ ModelShape RecordedLayer::model(DType kv_dtype) const {
   shape.head_dim = head_dim;
   shape.kv_dtype = kv_dtype;
   shape.softmax_scale = softmax_scale;
+  shape.logit_softcap = logit_softcap;
   return shape;
 }
 

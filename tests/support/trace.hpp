@@ -21,6 +21,7 @@ struct RecordedLayer {
   int num_kv_heads = 0;
   int head_dim = 0;
   float softmax_scale = 0;
+  float logit_softcap = 0;                ///< not recorded: as if the model had it
   std::vector<std::uint16_t> key, value;  ///< f16 [num_tokens, num_kv_heads, head_dim]
   std::vector<std::uint16_t> query;       ///< f16 [num_tokens - query_start, num_q_heads, head_dim]
 

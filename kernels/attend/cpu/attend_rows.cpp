@@ -41,9 +41,18 @@ struct PieceRows {
   const std::byte* stored = nullptr;
 };
 
-template <DType kDType, int kHeadDim>
-void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
-                 const RowFinder& finder, int piece) {
+/// What a pass is of: a row's query heads [first, first + heads), over one piece.
+struct Pass {
+  int row;
+  int first;
+  int heads;
+  int piece;
+};
+
+template <DType kDType, int kHeadDim, class ValueDim>
+void attend_pass(const AttendParams& p, const Pass& pass, const RowFinder& finder,
+                 ValueDim value_dim) {
+  const auto [row, first_q_head, heads, piece] = pass;
   const int selection_head = first_q_head / num_served(p, row);
   const std::int64_t step = rows_per_piece(finder.count(), kCpuPieceRows);
   const std::int64_t begin = piece * step;
@@ -57,14 +66,14 @@ void attend_pass(const AttendParams& p, int row, int first_q_head, int heads,
     key = rows.key(order(i));
     value = key + kHeadDim * size_of(kDType);
   };
-  using State = SoftmaxState<kDType, kHeadDim>;
+  using State = SoftmaxState<kDType, kHeadDim, ValueDim>;
   RowTile tile;
   tile.begin(count, find);
-  State::fetch_first(tile);
+  State::fetch_first(tile, value_dim);
   const std::int64_t query_row = p.rows[row].query_row;
   const float* query = p.query + (query_row * p.num_q_heads + first_q_head) * kHeadDim;
   const Queries<kDType, kHeadDim> queries(query, heads);
-  State state(queries, heads, p.softmax_scale * kLog2E);
+  State state(queries, heads, p.softmax_scale * kLog2E, Softcap(p.logit_softcap), value_dim);
   const int group = sequence.group(p.num_q_heads, p.num_kv_heads);
   for (std::int64_t first = 0; first < count;) {
     for (int g = 0; g < heads; ++g) {
@@ -89,10 +98,13 @@ void attend_rows(const AttendParams& p, int row, int head, int piece) {
   const int served = num_served(p, row);
   dispatch_row_dtype(p.live.dtype, [&](auto dtype) {
     dispatch_head_dim(p.live.head_dim, [&](auto head_dim) {
-      for (int first = 0; first < served; first += kMaxPassHeads) {
-        attend_pass<dtype.value, head_dim.value>(
-            p, row, head * served + first, std::min(kMaxPassHeads, served - first), finder, piece);
-      }
+      dispatch_value_dim<head_dim.value>(p.live.value_dim, [&](auto value_dim) {
+        for (int first = 0; first < served; first += kMaxPassHeads) {
+          const int heads = std::min(kMaxPassHeads, served - first);
+          attend_pass<dtype.value, head_dim.value>(p, {row, head * served + first, heads, piece},
+                                                   finder, value_dim);
+        }
+      });
     });
   });
 }

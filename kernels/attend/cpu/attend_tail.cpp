@@ -33,7 +33,7 @@ struct ValueMean<IndexDType::kInt8> {
   static simd::Floats load(const std::byte* from) { return simd::load_bytes(from); }
 };
 
-template <IndexDType kIndex, int kHeadDim>
+template <IndexDType kIndex, int kValueDim>
 class TailPiece {
  public:
   TailPiece(const AttendParams& p, int row, int head, int piece)
@@ -57,7 +57,7 @@ class TailPiece {
   void run() {
     for (int g = 0; g < served_; ++g) {
       partial(g) = {total(g).max, 0.0F, 0.0F, 0};
-      std::fill(output(g), output(g) + kHeadDim, 0.0F);
+      std::fill(output(g), output(g) + kValueDim, 0.0F);
     }
     // Ids are ascending, so the piece's part of the choice is one run.
     const std::int32_t* next =
@@ -183,7 +183,7 @@ class TailPiece {
   }
 
   static void fetch(const std::byte* means, Block& block) {
-    constexpr int kRowBytes = kHeadDim * ValueMean<kIndex>::kBytes;
+    constexpr int kRowBytes = kValueDim * ValueMean<kIndex>::kBytes;
     constexpr int kLineBytes = 64;
     block.count = 0;
     for (std::uint64_t bits = block.kept; bits != 0; bits &= bits - 1) {
@@ -205,7 +205,8 @@ class TailPiece {
         weigh(block, first + g, factor[g], weight[g]);
         o[g] = output(first + g);
       }
-      add_weighted<ValueMean<kIndex>, kHeadDim>(block.means, block.count, weight, heads, o);
+      add_weighted<ValueMean<kIndex>>(FixedDim<kValueDim>{}, block.means, block.count, weight,
+                                      heads, o);
     }
   }
 
@@ -255,8 +256,8 @@ class TailPiece {
 void attend_tail(const AttendParams& p, int row, int head, int piece) {
   dispatch_value<IndexDType::kInt8, IndexDType::kBF16, IndexDType::kF32>(
       "index_dtype", p.index.dtype, [&](auto index) {
-        dispatch_head_dim(p.index.head_dim, [&](auto head_dim) {
-          TailPiece<index.value, head_dim.value>(p, row, head, piece).run();
+        dispatch_head_dim(p.index.value_dim, [&](auto value_dim) {
+          TailPiece<index.value, value_dim.value>(p, row, head, piece).run();
         });
       });
 }

@@ -77,23 +77,25 @@ struct Total {
   float o[kMaxHeadDim] = {};
 };
 
-template <DType kDType, int kHeadDim>
+/// Query heads [first_q_head, first_q_head + heads).
+template <DType kDType, int kHeadDim, class ValueDim>
 void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
-                 const TokenFinder& finder) {
+                 const TokenFinder& finder, ValueDim value_dim) {
   alignas(64) float query[kMaxPassHeads * kHeadDim];
   for (int g = 0; g < heads; ++g)
     load_tensor_row(p.query, row, first_q_head + g, query + g * kHeadDim);
   const Queries<kDType, kHeadDim> queries(query, heads);
-  using State = SoftmaxState<kDType, kHeadDim>;
+  using State = SoftmaxState<kDType, kHeadDim, ValueDim>;
+  const Softcap softcap(p.logit_softcap);
   Total total[kMaxPassHeads];
   const std::int64_t step = rows_per_piece(finder.count(), kCpuPieceRows);
   RowTile tile;
   if (finder.count() > 0) {
     tile.begin(finder.count(), finder);
-    State::fetch_first(tile);
+    State::fetch_first(tile, value_dim);
   }
   for (std::int64_t piece = 0; piece < finder.count(); piece += step) {
-    State state(queries, heads, p.softmax_scale * kLog2E);
+    State state(queries, heads, p.softmax_scale * kLog2E, softcap, value_dim);
     const std::int64_t last = std::min(finder.count(), piece + step);
     for (std::int64_t first = piece; first < last;) {
       std::fill_n(tile.seen, heads, tile.count);
@@ -102,9 +104,9 @@ void decode_pass(const DecodeParams& p, int row, int first_q_head, int heads,
       tile.advance(first, finder.count(), finder);
     }
     for (int g = 0; g < heads; ++g) {
-      float o[kHeadDim];
+      float o[ValueDim::kMost];
       state.copy_o(g, o);
-      add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), o, kHeadDim);
+      add_state(total[g].m, total[g].l, total[g].o, state.m(g), state.l(g), o, value_dim);
     }
   }
   for (int g = 0; g < heads; ++g) {
@@ -123,17 +125,20 @@ void decode(const DecodeParams& p, int row, int head) {
   const TokenFinder finder(p, row, head, kv_head);
   dispatch_row_dtype(p.key.dtype, [&](auto dtype) {
     dispatch_head_dim(static_cast<int>(p.key.shape[3]), [&](auto head_dim) {
-      for (int first = 0; first < served; first += kMaxPassHeads) {
-        decode_pass<decltype(dtype)::value, decltype(head_dim)::value>(
-            p, row, head * served + first, std::min(kMaxPassHeads, served - first), finder);
-      }
+      dispatch_value_dim<head_dim.value>(static_cast<int>(p.value.shape[3]), [&](auto value_dim) {
+        for (int first = 0; first < served; first += kMaxPassHeads) {
+          decode_pass<dtype.value, head_dim.value>(p, row, head * served + first,
+                                                   std::min(kMaxPassHeads, served - first), finder,
+                                                   value_dim);
+        }
+      });
     });
   });
 }
 
 void merge_states(const StateParams& p, std::int64_t row, int q_head) {
   Total total;
-  const int head_dim = static_cast<int>(p.out.shape[2]);
+  const int value_dim = static_cast<int>(p.out.shape[2]);
   for (int part = 0; part < p.num_parts; ++part) {
     const TensorView& lse = p.lses[part];
     const float log_sum =
@@ -141,7 +146,7 @@ void merge_states(const StateParams& p, std::int64_t row, int q_head) {
     if (!(log_sum > kMinusInfinity)) continue;
     float o[kMaxHeadDim];
     load_tensor_row(p.outs[part], row, q_head, o);
-    add_state(total.m, total.l, total.o, log_sum * kLog2E, 1.0F, o, head_dim);
+    add_state(total.m, total.l, total.o, log_sum * kLog2E, 1.0F, o, value_dim);
   }
   write_output(p.out, p.lse, row, q_head, total.m, total.l, total.o);
 }

@@ -20,10 +20,10 @@ void add_rest(const AttendParams& p, int row, int kv_head, float m, float rest, 
   const std::uint32_t record = sequence.segments[sequence.num_segments - 1].record;
   const float* sum = p.index.record_value_sum(kv_head, record);
   float o[kMaxHeadDim];
-  for (int d = 0; d < p.index.head_dim; ++d) {
+  for (int d = 0; d < p.index.value_dim; ++d) {
     o[d] = rest * (sum[d] / static_cast<float>(sequence.num_stored));
   }
-  add_state(state.m, state.l, state.o, m, rest, o, p.index.head_dim);
+  add_state(state.m, state.l, state.o, m, rest, o, p.index.value_dim);
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ void merge_partials(const MergeParams& p, int row, int q_head) {
   const auto add_piece = [&](int piece) {
     const PartialHead& part = a.partials.head(row, q_head, piece);
     add_state(state.m, state.l, state.o, part.m, part.l, a.partials.output(row, q_head, piece),
-              a.partials.head_dim);
+              a.partials.value_dim);
   };
   if (p.rows_part) {
     for (int piece = 0; piece < row_pieces; ++piece) add_piece(piece);
@@ -67,7 +67,7 @@ void merge_partials(const MergeParams& p, int row, int q_head) {
   const OutputHead to = output_head(a, sequence, q_head);
   if (!p.sink_logits.empty() && state.l > 0.0F) {
     const float nothing[kMaxHeadDim] = {};
-    add_state(state.m, state.l, state.o, sink_m(p, to.q_head), 1.0F, nothing, a.partials.head_dim);
+    add_state(state.m, state.l, state.o, sink_m(p, to.q_head), 1.0F, nothing, a.partials.value_dim);
   }
   write_output(p.out, p.lse, to.row, to.q_head, state.m, state.l, state.o);
 }

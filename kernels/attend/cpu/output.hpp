@@ -15,10 +15,10 @@ namespace clusterkv::attend::CLUSTERKV_ISA {
 /// out[row, q_head] = o / l, lse[row, q_head] = ln of the denominator. Nothing attended: 0 and -inf.
 inline void write_output(const TensorView& out, const TensorView& lse, std::int64_t row, int q_head,
                          float m, float l, const float* o) {
-  const int head_dim = static_cast<int>(out.shape[2]);
+  const int value_dim = static_cast<int>(out.shape[2]);
   float result[kMaxHeadDim] = {};
   if (l > 0.0F) {
-    for (int d = 0; d < head_dim; ++d) result[d] = o[d] / l;
+    for (int d = 0; d < value_dim; ++d) result[d] = o[d] / l;
   }
   store_tensor_row(result, out, row, q_head);
   if (lse.empty()) return;

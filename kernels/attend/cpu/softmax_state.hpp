@@ -9,6 +9,7 @@
 #include "kernels/attend/cpu/weighted_sum.hpp"
 #include "kernels/attend/rules.hpp"
 #include "kernels/common/cpu/simd.hpp"
+#include "kernels/common/dispatch.hpp"
 #include "kernels/common/math.hpp"
 #include "kernels/common/numeric.hpp"
 
@@ -76,12 +77,12 @@ struct RowTile {
 
 /// Adds state (m2, l2, o2) to (m, l, o). States with l = 0 are empty.
 CLUSTERKV_SIMD void add_state(float& m, float& l, float* o, float m2, float l2, const float* o2,
-                              int head_dim) {
+                              int value_dim) {
   if (!(l2 > 0.0F)) return;
   if (!(l > 0.0F)) {
     m = m2;
     l = l2;
-    std::copy(o2, o2 + head_dim, o);
+    std::copy(o2, o2 + value_dim, o);
     return;
   }
   const float max = m > m2 ? m : m2;
@@ -89,13 +90,13 @@ CLUSTERKV_SIMD void add_state(float& m, float& l, float* o, float m2, float l2, 
   const float b = exp2_fixed(m2 - max);
   m = max;
   l = l * a + l2 * b;
-  for (int d = 0; d < head_dim; ++d) o[d] = o[d] * a + o2[d] * b;
+  for (int d = 0; d < value_dim; ++d) o[d] = o[d] * a + o2[d] * b;
 }
 
 /// fn(place, element) for all places of a row that is widened 16 elements at a time.
-template <DType kDType, int kHeadDim, class Fn>
-CLUSTERKV_SIMD void in_lane_order(const Fn& fn) {
-  for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+template <DType kDType, class Dim, class Fn>
+CLUSTERKV_SIMD void in_lane_order(Dim dim, const Fn& fn) {
+  for (int d = 0; d < dim; d += simd::kLanes) {
 #pragma GCC unroll 16  // so that places are known when compiling
     for (int lane = 0; lane < simd::kLanes; ++lane) {
       fn(d + lane, d + simd::lane_element<kDType>(lane));
@@ -108,7 +109,8 @@ template <DType kDType, int kHeadDim>
 struct Queries {
   Queries(const float* query, int heads) {
     for (int g = 0; g < heads; ++g, query += kHeadDim) {
-      in_lane_order<kDType, kHeadDim>([&](int to, int from) { lanes[g][to] = query[from]; });
+      in_lane_order<kDType>(FixedDim<kHeadDim>{},
+                            [&](int to, int from) { lanes[g][to] = query[from]; });
     }
   }
 
@@ -116,24 +118,26 @@ struct Queries {
 };
 
 /// m in units of log2; l = sum of 2^(x - m); o = sum of 2^(x - m) v.
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, class ValueDim>
 class SoftmaxState {
  public:
-  /// Logits are `scale` times dot products, in units of log2.
-  SoftmaxState(const Queries<kDType, kHeadDim>& query, int heads, float scale)
-      : query_(query), heads_(heads), scale_(scale) {
+  /// Logits are `scale` times dot products, in units of log2, then capped.
+  SoftmaxState(const Queries<kDType, kHeadDim>& query, int heads, float scale,
+               const Softcap& softcap, ValueDim value_dim)
+      : query_(query), heads_(heads), scale_(scale), softcap_(softcap), value_dim_(value_dim) {
     std::fill(std::begin(m_), std::end(m_), kMinusInfinity);
     for (int g = 0; g < heads; ++g) std::fill(l_[g], l_[g] + kTileRows, 0.0F);
-    for (int g = 0; g < heads; ++g) std::fill(o_[g], o_[g] + kHeadDim, 0.0F);
+    for (int g = 0; g < heads; ++g) std::fill(o_[g], o_[g] + value_dim, 0.0F);
   }
 
   /// What add() would have fetched before the first tile.
-  CLUSTERKV_SIMD static void fetch_first(const RowTile& tile) {
-    for (int i = 0; i < kFetchRows; ++i) fetch_row(tile, i);
+  CLUSTERKV_SIMD static void fetch_first(const RowTile& tile, ValueDim value_dim) {
+    for (int i = 0; i < kFetchRows; ++i) fetch_row(tile, i, value_dim);
   }
 
   void add(const RowTile& tile) {
     score(tile);
+    if (softcap_.is_on()) cap_logits();
     for (int g = 0; g < heads_; ++g) rescale(g, tile.seen[g]);
     add_values(tile);
   }
@@ -141,11 +145,10 @@ class SoftmaxState {
   [[nodiscard]] float m(int g) const { return m_[g]; }
   [[nodiscard]] float l(int g) const { return tree_sum<kTileRows>(l_[g]); }
   void copy_o(int g, float* to) const {
-    in_lane_order<kDType, kHeadDim>([&](int from, int at) { to[at] = o_[g][from]; });
+    in_lane_order<kDType>(value_dim_, [&](int from, int at) { to[at] = o_[g][from]; });
   }
 
  private:
-  static constexpr int kRowBytes = kHeadDim * kElementBytes<kDType>;
   static constexpr int kLineBytes = 64;
   /// Rows and heads whose products are finished at once, and rows whose sums are in registers.
   static constexpr int kRows = 4;
@@ -154,7 +157,7 @@ class SoftmaxState {
 
   void score(const RowTile& tile) {
     for (int row = 0; row < tile.count; row += kRows) {
-      fetch_rows(tile, kFetchRows + row / 2, kRows / 2);
+      fetch_rows(tile, kFetchRows + row / 2, kRows / 2, value_dim_);
       const std::byte* const* key = tile.key + row;
       int g = 0;
       for (; g + 4 <= heads_; g += 4) score_heads<4>(key, g, row);
@@ -200,6 +203,14 @@ class SoftmaxState {
     }
   }
 
+  /// Whatever stands behind the last row is capped too.
+  void cap_logits() {
+    for (int g = 0; g < heads_; ++g) {
+      const simd::Floats x = simd::load(x_[g]) * simd::broadcast(softcap_.inverse);
+      simd::store(simd::broadcast(softcap_.cap) * simd::tanh_fixed(x), x_[g]);
+    }
+  }
+
   /// Logits of head g become weights; what was summed before moves to the new maximum.
   void rescale(int g, int count) {
     static_assert(kTileRows == simd::kLanes);
@@ -210,7 +221,7 @@ class SoftmaxState {
     if (max > m_[g]) {
       const simd::Floats factor = simd::broadcast(exp2_fixed(m_[g] - max));
       simd::store(simd::load(l_[g]) * factor, l_[g]);
-      for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+      for (int d = 0; d < value_dim_; d += simd::kLanes) {
         simd::store(simd::load(o_[g] + d) * factor, o_[g] + d);
       }
       m_[g] = max;
@@ -227,33 +238,40 @@ class SoftmaxState {
 
   struct Fetch {
     const RowTile& tile;
+    ValueDim value_dim;
     CLUSTERKV_SIMD void operator()(int row, int rows) const {
-      fetch_rows(tile, kTileRows + row / 2, (rows + 1) / 2);
+      fetch_rows(tile, kTileRows + row / 2, (rows + 1) / 2, value_dim);
     }
   };
 
   void add_values(const RowTile& tile) {
     float* sums[kMaxPassHeads];
     for (int g = 0; g < heads_; ++g) sums[g] = o_[g];
-    add_weighted<Value, kHeadDim>(tile.value, tile.count, x_, heads_, sums, Fetch{tile});
+    add_weighted<Value>(value_dim_, tile.value, tile.count, x_, heads_, sums,
+                        Fetch{tile, value_dim_});
   }
 
   /// While a tile is scored and added, as many rows are fetched: half of them in each turn, key and value.
   /// Inlined, as GCC leaves out calls of functions that do nothing but fetch.
-  CLUSTERKV_SIMD static void fetch_rows(const RowTile& tile, int first, int rows) {
-    for (int i = first; i < first + rows; ++i) fetch_row(tile, i);
+  CLUSTERKV_SIMD static void fetch_rows(const RowTile& tile, int first, int rows,
+                                        ValueDim value_dim) {
+    for (int i = first; i < first + rows; ++i) fetch_row(tile, i, value_dim);
   }
-  CLUSTERKV_SIMD static void fetch_row(const RowTile& tile, int i) {
-    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(tile.key[i] + at);
-    for (int at = 0; at < kRowBytes; at += kLineBytes) simd::prefetch(tile.value[i] + at);
+  CLUSTERKV_SIMD static void fetch_row(const RowTile& tile, int i, ValueDim value_dim) {
+    constexpr int kKeyBytes = kHeadDim * kElementBytes<kDType>;
+    const int value_bytes = value_dim * kElementBytes<kDType>;
+    for (int at = 0; at < kKeyBytes; at += kLineBytes) simd::prefetch(tile.key[i] + at);
+    for (int at = 0; at < value_bytes; at += kLineBytes) simd::prefetch(tile.value[i] + at);
   }
 
   const Queries<kDType, kHeadDim>& query_;
   int heads_;
   float scale_;
+  Softcap softcap_;
+  ValueDim value_dim_;
   float m_[kMaxPassHeads];
   alignas(64) float l_[kMaxPassHeads][kTileRows];
-  alignas(64) float o_[kMaxPassHeads][kHeadDim];
+  alignas(64) float o_[kMaxPassHeads][ValueDim::kMost];
   alignas(64) float x_[kMaxPassHeads][kTileRows];
 };
 

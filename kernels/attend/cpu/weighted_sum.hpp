@@ -22,11 +22,12 @@ struct NoPrefetch {
 inline constexpr int kSumRows = 4;
 
 /// Rows [row, row + kRows), for heads [head, head + kGroup).
-template <class Row, int kHeadDim, int kGroup, int kRows, int kCount>
-CLUSTERKV_SIMD void add_weighted_rows(const std::byte* const* rows, int row,
+template <class Row, int kGroup, int kRows, class Dim, int kCount>
+CLUSTERKV_SIMD void add_weighted_rows(Dim dim, const std::byte* const* rows, int row,
                                       const float (*weight)[kCount], int head, float* const* sums) {
+  const int end = dim;
 #pragma GCC unroll 1  // else what several calls load alike is kept on the stack
-  for (int d = 0; d < kHeadDim; d += simd::kLanes) {
+  for (int d = 0; d < end; d += simd::kLanes) {
     simd::Floats wide[kRows];
     for (int r = 0; r < kRows; ++r) wide[r] = Row::load(rows[row + r] + d * Row::kBytes);
     for (int g = 0; g < kGroup; ++g) {
@@ -39,35 +40,35 @@ CLUSTERKV_SIMD void add_weighted_rows(const std::byte* const* rows, int row,
   }
 }
 
-template <class Row, int kHeadDim, int kRows, int kCount>
-CLUSTERKV_SIMD void add_weighted_heads(const std::byte* const* rows, int row,
+template <class Row, int kRows, class Dim, int kCount>
+CLUSTERKV_SIMD void add_weighted_heads(Dim dim, const std::byte* const* rows, int row,
                                        const float (*weight)[kCount], int heads,
                                        float* const* sums) {
   int g = 0;
   for (; g + 4 <= heads; g += 4) {
-    add_weighted_rows<Row, kHeadDim, 4, kRows>(rows, row, weight, g, sums);
+    add_weighted_rows<Row, 4, kRows>(dim, rows, row, weight, g, sums);
   }
   for (; g + 2 <= heads; g += 2) {
-    add_weighted_rows<Row, kHeadDim, 2, kRows>(rows, row, weight, g, sums);
+    add_weighted_rows<Row, 2, kRows>(dim, rows, row, weight, g, sums);
   }
   for (; g < heads; ++g) {
-    add_weighted_rows<Row, kHeadDim, 1, kRows>(rows, row, weight, g, sums);
+    add_weighted_rows<Row, 1, kRows>(dim, rows, row, weight, g, sums);
   }
 }
 
 /// sums[g][d] += weight[g][i] rows[i][d], rows in order, for heads [0, heads). Row::load widens 16
-/// elements of Row::kBytes each.
-template <class Row, int kHeadDim, int kCount, class Prefetch = NoPrefetch>
-void add_weighted(const std::byte* const* rows, int count, const float (*weight)[kCount], int heads,
-                  float* const* sums, const Prefetch& prefetch = {}) {
+/// elements of Row::kBytes each, of `dim`, which is FixedDim or AnyDim.
+template <class Row, class Dim, int kCount, class Prefetch = NoPrefetch>
+void add_weighted(Dim dim, const std::byte* const* rows, int count, const float (*weight)[kCount],
+                  int heads, float* const* sums, const Prefetch& prefetch = {}) {
   int row = 0;
   for (; row + kSumRows <= count; row += kSumRows) {
     prefetch(row, kSumRows);
-    add_weighted_heads<Row, kHeadDim, kSumRows>(rows, row, weight, heads, sums);
+    add_weighted_heads<Row, kSumRows>(dim, rows, row, weight, heads, sums);
   }
   for (; row < count; ++row) {
     prefetch(row, 1);
-    add_weighted_heads<Row, kHeadDim, 1>(rows, row, weight, heads, sums);
+    add_weighted_heads<Row, 1>(dim, rows, row, weight, heads, sums);
   }
 }
 

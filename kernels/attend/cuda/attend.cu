@@ -23,29 +23,31 @@ using attend::AttendParams;
 using attend::MergeParams;
 
 /// Addresses of the rows of one plan row and selection head, 16-bit elements.
-template <int kHeadDim>
+template <int kDim>
 struct RowAddresses {
   attend::RowFinder rows;
+  DimOf<kDim> head_dim;
 
   __device__ RowAddress operator()(std::int64_t i) const {
     const std::byte* key = rows.find(i);
-    return {key, key + 2 * std::size_t{kHeadDim}};
+    return {key, key + 2 * static_cast<std::size_t>(head_dim)};
   }
 };
 
-template <int kHeadDim>
+template <int kDim>
 struct AttendShared {
   union {
-    PieceShared<kHeadDim> rows;
-    TailShared<kHeadDim> tail;
+    PieceShared<kDim> rows;
+    TailShared<kDim> tail;
   };
   int is_last;
 };
 
-template <DType kDType, int kHeadDim>
+/// kDim: as of RowPiece.
+template <DType kDType, int kDim>
 class Attender {
  public:
-  __device__ Attender(const MergeParams& params, AttendShared<kHeadDim>& shared)
+  __device__ Attender(const MergeParams& params, AttendShared<kDim>& shared)
       : params_(params),
         p_(params.attend),
         shared_(shared),
@@ -54,7 +56,9 @@ class Attender {
         row_(p_.rows[number_]),
         served_(attend::num_served(p_, number_)),
         group_(row_.group(p_.num_q_heads, p_.num_kv_heads)),
-        finder_{{p_, number_, head_}},
+        head_dim_(p_.live.head_dim),
+        value_dim_(p_.live.value_dim),
+        finder_{{p_, number_, head_}, head_dim_},
         row_pieces_(attend::num_row_pieces(finder_.rows.count())),
         has_tail_(p_.tail != Tail::kNone && !p_.all_rows && !row_.everything),
         tail_pieces_(has_tail_ ? attend::num_tail_pieces(row_.num_blocks) : 0) {}
@@ -78,20 +82,21 @@ class Attender {
   __device__ void attend_rows(int piece, int first, int heads) {
     const int q_head = head_ * served_ + first;
     const float* query =
-        p_.query + (std::int64_t{row_.query_row} * p_.num_q_heads + q_head) * kHeadDim;
-    RowPiece<kDType, kHeadDim, RowAddresses<kHeadDim>> rows(shared_.rows, finder_, query, heads,
-                                                            p_.softmax_scale * kLog2E);
+        p_.query + (std::int64_t{row_.query_row} * p_.num_q_heads + q_head) * head_dim_;
+    RowPiece<kDType, kDim, RowAddresses<kDim>> rows(
+        shared_.rows, finder_, query, heads, {p_.softmax_scale * kLog2E, Softcap(p_.logit_softcap)},
+        head_dim_, value_dim_);
     rows.limit([&](int g) {
       return attend::num_seen_rows(p_, row_, finder_.rows.count(), (q_head + g) % group_);
     });
     const std::int64_t step = attend::rows_per_piece(finder_.rows.count());
     const std::int64_t last = (piece + 1) * step;
     rows.run(piece * step, last < finder_.rows.count() ? last : finder_.rows.count());
-    for (int i = static_cast<int>(threadIdx.x); i < heads * kHeadDim; i += kAttendThreads) {
-      const int g = i / kHeadDim;
-      const auto state = rows.read(g, i % kHeadDim);
-      p_.partials.output(number_, q_head + g, piece)[i % kHeadDim] = state.o;
-      if (i % kHeadDim == 0) {
+    for (int i = static_cast<int>(threadIdx.x); i < heads * value_dim_; i += kAttendThreads) {
+      const int g = i / value_dim_;
+      const auto state = rows.read(g, i % value_dim_);
+      p_.partials.output(number_, q_head + g, piece)[i % value_dim_] = state.o;
+      if (i % value_dim_ == 0) {
         p_.partials.head(number_, q_head + g, piece) = {state.m, state.l, 0.0F, 0};
       }
     }
@@ -99,16 +104,16 @@ class Attender {
   }
 
   __device__ void attend_tail(int piece, int first, int heads) {
-    TailPiece<kHeadDim> tail(p_, shared_.tail, number_, head_);
+    TailPiece<kDim> tail(p_, shared_.tail, number_, head_);
     tail.run(piece, first, heads);
     const int slot = row_pieces_ + piece;
-    for (int i = static_cast<int>(threadIdx.x); i < heads * kHeadDim; i += kAttendThreads) {
-      const int q_head = head_ * served_ + first + i / kHeadDim;
-      p_.partials.output(number_, q_head, slot)[i % kHeadDim] =
-          tail.output(i / kHeadDim, i % kHeadDim);
-      if (i % kHeadDim != 0) continue;
-      attend::PartialHead partial = tail.partial(first, i / kHeadDim);
-      if (first + i / kHeadDim > 0) partial.kept = 0;  // counted once for all heads
+    for (int i = static_cast<int>(threadIdx.x); i < heads * value_dim_; i += kAttendThreads) {
+      const int q_head = head_ * served_ + first + i / value_dim_;
+      p_.partials.output(number_, q_head, slot)[i % value_dim_] =
+          tail.output(i / value_dim_, i % value_dim_);
+      if (i % value_dim_ != 0) continue;
+      attend::PartialHead partial = tail.partial(first, i / value_dim_);
+      if (first + i / value_dim_ > 0) partial.kept = 0;  // counted once for all heads
       p_.partials.head(number_, q_head, slot) = partial;
     }
     __syncthreads();  // the next pass writes the shared memory
@@ -117,7 +122,7 @@ class Attender {
   __device__ void merge(int q_head) {
     const int kv_head = q_head / group_;
     const attend::OutputHead to = attend::output_head(p_, row_, q_head);
-    for (int d = static_cast<int>(threadIdx.x); d < kHeadDim; d += kAttendThreads) {
+    for (int d = static_cast<int>(threadIdx.x); d < value_dim_; d += kAttendThreads) {
       ElementState state;
       if (params_.rows_part) {
         for (int piece = 0; piece < row_pieces_; ++piece) add(state, q_head, piece, d);
@@ -168,23 +173,25 @@ class Attender {
 
   const MergeParams& params_;
   const AttendParams& p_;
-  AttendShared<kHeadDim>& shared_;
+  AttendShared<kDim>& shared_;
   int number_;
   int head_;
   const SequenceView& row_;
   int served_;
   int group_;
-  RowAddresses<kHeadDim> finder_;
+  DimOf<kDim> head_dim_;
+  DimOf<kDim> value_dim_;
+  RowAddresses<kDim> finder_;
   int row_pieces_;
   bool has_tail_;
   int tail_pieces_;
 };
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kDim>
 __global__ __launch_bounds__(kAttendThreads, 2) void attend_kernel(MergeParams p,
                                                                    std::uint32_t* arrived) {
   if (p.attend.rows[blockIdx.z].query_row < 0) return;
-  Attender<kDType, kHeadDim>(p, dynamic_shared<AttendShared<kHeadDim>>()).run(arrived);
+  Attender<kDType, kDim>(p, dynamic_shared<AttendShared<kDim>>()).run(arrived);
 }
 
 }  // namespace
@@ -195,13 +202,13 @@ void attend(const MergeParams& p, std::uint32_t* arrived, const PlanShape& shape
   const int pieces =
       attend::kMaxRowPieces + (may_have_tail ? attend::max_tail_pieces(shape.max_blocks) : 0);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.attend.live.dtype, [&](auto dtype) {
-    dispatch_head_dim(p.attend.live.head_dim, [&](auto head_dim) {
-      launch(attend_kernel<dtype.value, head_dim.value>,
+    dispatch_dims(p.attend.live.head_dim, p.attend.live.value_dim, [&](auto dim) {
+      launch(attend_kernel<dtype.value, dim.value>,
              {.grid = {static_cast<unsigned>(pieces),
                        static_cast<unsigned>(p.attend.lists.selection_heads),
                        static_cast<unsigned>(shape.num_rows)},
               .block = {kAttendThreads},
-              .shared_bytes = shared_size<AttendShared<head_dim.value>>(),
+              .shared_bytes = shared_size<AttendShared<dim.value>>(),
               .stream = shape.stream},
              p, arrived);
     });

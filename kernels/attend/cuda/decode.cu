@@ -59,18 +59,21 @@ class TokenFinder {
   std::int64_t count_;
 };
 
-template <int kHeadDim>
+template <int kDim>
 struct DecodeShared {
-  PieceShared<kHeadDim> rows;
-  float query[kMaxPassHeads * kHeadDim];
+  PieceShared<kDim> rows;
+  float query[kMaxPassHeads * DimOf<kDim>::kMost];
   int is_last;
 };
 
-template <DType kDType, int kHeadDim>
+/// kDim: as of RowPiece.
+template <DType kDType, int kDim>
 __global__ __launch_bounds__(kAttendThreads, 2) void decode_kernel(DecodeParams p,
                                                                    Partials partials,
                                                                    std::uint32_t* arrived) {
-  auto& shared = dynamic_shared<DecodeShared<kHeadDim>>();
+  auto& shared = dynamic_shared<DecodeShared<kDim>>();
+  const DimOf<kDim> head_dim(static_cast<int>(p.key.shape[3]));
+  const DimOf<kDim> value_dim(static_cast<int>(p.value.shape[3]));
   const auto num_q_heads = static_cast<int>(p.query.shape[1]);
   const auto heads = static_cast<int>(gridDim.y);
   const int served = num_q_heads / heads;
@@ -84,34 +87,35 @@ __global__ __launch_bounds__(kAttendThreads, 2) void decode_kernel(DecodeParams 
   const std::int64_t step = attend::rows_per_piece(finder.count());
   for (int first = 0; first < served && piece < pieces; first += kMaxPassHeads) {
     const int pass = min(kMaxPassHeads, served - first);
-    for (int i = static_cast<int>(threadIdx.x); i < pass * kHeadDim; i += kAttendThreads) {
-      const int q_head = head * served + first + i / kHeadDim;
+    for (int i = static_cast<int>(threadIdx.x); i < pass * head_dim; i += kAttendThreads) {
+      const int q_head = head * served + first + i / head_dim;
       shared.query[i] = load_element(p.query, row * p.query.stride[0] + q_head * p.query.stride[1] +
-                                                  i % kHeadDim * p.query.stride[2]);
+                                                  i % head_dim * p.query.stride[2]);
     }
     __syncthreads();
-    RowPiece<kDType, kHeadDim, TokenFinder> rows(shared.rows, finder, shared.query, pass,
-                                                 p.softmax_scale * kLog2E);
+    RowPiece<kDType, kDim, TokenFinder> rows(shared.rows, finder, shared.query, pass,
+                                             {p.softmax_scale * kLog2E, Softcap(p.logit_softcap)},
+                                             head_dim, value_dim);
     const std::int64_t last = (piece + 1) * step;
     rows.run(piece * step, last < finder.count() ? last : finder.count());
-    for (int i = static_cast<int>(threadIdx.x); i < pass * kHeadDim; i += kAttendThreads) {
-      const int q_head = head * served + first + i / kHeadDim;
-      const auto state = rows.read(i / kHeadDim, i % kHeadDim);
-      partials.output(row, q_head, piece)[i % kHeadDim] = state.o;
-      if (i % kHeadDim == 0) partials.head(row, q_head, piece) = {state.m, state.l, 0.0F, 0};
+    for (int i = static_cast<int>(threadIdx.x); i < pass * value_dim; i += kAttendThreads) {
+      const int q_head = head * served + first + i / value_dim;
+      const auto state = rows.read(i / value_dim, i % value_dim);
+      partials.output(row, q_head, piece)[i % value_dim] = state.o;
+      if (i % value_dim == 0) partials.head(row, q_head, piece) = {state.m, state.l, 0.0F, 0};
     }
     __syncthreads();  // the next pass writes the shared memory
   }
   std::uint32_t* counter = arrived + std::int64_t{row} * heads + head;
   if (!arrive_last(counter, pieces > 0 ? pieces : 1, shared.is_last)) return;
-  for (int i = static_cast<int>(threadIdx.x); i < served * kHeadDim; i += kAttendThreads) {
-    const int q_head = head * served + i / kHeadDim;
+  for (int i = static_cast<int>(threadIdx.x); i < served * value_dim; i += kAttendThreads) {
+    const int q_head = head * served + i / value_dim;
     ElementState state;
     for (int part = 0; part < pieces; ++part) {
       const attend::PartialHead& partial = partials.head(row, q_head, part);
-      state.add(partial.m, partial.l, partials.output(row, q_head, part)[i % kHeadDim]);
+      state.add(partial.m, partial.l, partials.output(row, q_head, part)[i % value_dim]);
     }
-    write_output(p.out, p.lse, row, q_head, i % kHeadDim, state);
+    write_output(p.out, p.lse, row, q_head, i % value_dim, state);
   }
 }
 
@@ -152,11 +156,12 @@ void decode(const DecodeParams& p, const Partials& partials, std::uint32_t* arri
   const bool per_query_head = !p.token_ids.empty() && p.token_ids.shape[1] == p.query.shape[1];
   const auto heads = static_cast<unsigned>(per_query_head ? p.query.shape[1] : p.key.shape[2]);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.key.dtype, [&](auto dtype) {
-    dispatch_head_dim(static_cast<int>(p.key.shape[3]), [&](auto head_dim) {
-      launch(decode_kernel<dtype.value, head_dim.value>,
+    const auto dim_of = [](const TensorView& t) { return static_cast<int>(t.shape[3]); };
+    dispatch_dims(dim_of(p.key), dim_of(p.value), [&](auto dim) {
+      launch(decode_kernel<dtype.value, dim.value>,
              {.grid = {attend::kMaxRowPieces * static_cast<unsigned>(p.query.shape[0]), heads},
               .block = {kAttendThreads},
-              .shared_bytes = shared_size<DecodeShared<head_dim.value>>(),
+              .shared_bytes = shared_size<DecodeShared<dim.value>>(),
               .stream = stream},
              p, partials, arrived);
     });

@@ -15,6 +15,8 @@
 #include "kernels/common/cuda/collectives.cuh"
 #include "kernels/common/cuda/device.cuh"
 #include "kernels/common/cuda/rows.cuh"
+#include "kernels/common/dispatch.hpp"
+#include "kernels/common/math.hpp"
 #include "kernels/common/tuning.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
@@ -32,45 +34,61 @@ struct RowAddress {
   const std::byte* value;
 };
 
-template <int kHeadDim>
+/// For rows of up to kDim elements.
+template <int kDim>
 struct TileLayout {
-  static constexpr int kChunks = kHeadDim / kChunk;
+  static constexpr int kChunks = kDim / kChunk;
   /// Chunks from row to row: a power of two, so that the swizzle stays inside the row.
   static constexpr int kPitch = kChunks <= 8 ? 8 : (kChunks <= 16 ? 16 : 32);
   static constexpr int kTileChunks = kTileRows * kPitch;
 };
 
-template <int kHeadDim>
+template <int kDim>
 struct PieceShared {
+  static constexpr int kMost = DimOf<kDim>::kMost;
   union {
-    uint4 tiles[kAttendWarps][kStages][2][TileLayout<kHeadDim>::kTileChunks];  ///< key, value
-    float output[kAttendWarps][kMaxPassHeads][kHeadDim];
+    uint4 tiles[kAttendWarps][kStages][2][TileLayout<kMost>::kTileChunks];  ///< key, value
+    float output[kAttendWarps][kMaxPassHeads][kMost];
   };
   float max[kAttendWarps][kMaxPassHeads];
   float sum[kAttendWarps][kMaxPassHeads];
 };
 
-/// `Finder` is callable: RowAddress of row i of the piece's list.
-template <DType kDType, int kHeadDim, class Finder>
+/// What logits are of dot products.
+struct LogitRule {
+  float scale;  ///< to units of log2
+  Softcap softcap;
+};
+
+/// `Finder` is callable: RowAddress of row i of the piece's list. kDim: of keys and values; 0: any two,
+/// with the registers and shared memory of the largest.
+template <DType kDType, int kDim, class Finder>
 class RowPiece {
  public:
-  using Layout = TileLayout<kHeadDim>;
-  using Shared = PieceShared<kHeadDim>;
+  using Dim = DimOf<kDim>;
+  using Layout = TileLayout<Dim::kMost>;
+  using Shared = PieceShared<kDim>;
   using Row = RowElement<kDType>;
-  static constexpr int kSteps = kHeadDim / 16;
+  static constexpr int kSteps = Dim::kMost / 16;
 
-  /// `query` [heads, kHeadDim]; `scale` turns dot products into logits in units of log2.
+  /// `query` [heads, head_dim].
   __device__ RowPiece(Shared& shared, const Finder& finder, const float* query, int heads,
-                      float scale)
-      : shared_(shared), finder_(finder), heads_(heads), scale_(scale) {
+                      const LogitRule& rule, Dim head_dim, Dim value_dim)
+      : shared_(shared),
+        finder_(finder),
+        heads_(heads),
+        rule_(rule),
+        head_dim_(head_dim),
+        value_dim_(value_dim) {
     const int head = lane_id() / 4;
     const int pair = lane_id() % 4;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float* q = query + head * kHeadDim + 16 * s + 8 * half + 2 * pair;
-        query_[s][half] = head < heads ? pack<kDType>(q[0], q[1]) : 0U;
+        const float* q = query + head * head_dim + 16 * s + 8 * half + 2 * pair;
+        const bool exists = head < heads && 16 * s < head_dim;
+        query_[s][half] = exists ? pack<kDType>(q[0], q[1]) : 0U;
       }
     }
   }
@@ -137,9 +155,10 @@ class RowPiece {
         const auto key = __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(mine.key), i);
         const auto value =
             __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(mine.value), i);
-        for (int c = lane_id(); c < 2 * Layout::kChunks; c += kWarpLanes) {
-          const bool is_key = c < Layout::kChunks;
-          const int chunk = is_key ? c : c - Layout::kChunks;
+        const int key_chunks = head_dim_ / kChunk;
+        for (int c = lane_id(); c < key_chunks + value_dim_ / kChunk; c += kWarpLanes) {
+          const bool is_key = c < key_chunks;
+          const int chunk = is_key ? c : c - key_chunks;
           const auto from = reinterpret_cast<const std::byte*>(is_key ? key : value) + 16 * chunk;
           cp_async16(&tile(stage, is_key ? 0 : 1)[i * Layout::kPitch + swizzled(i, chunk)], from);
         }
@@ -166,6 +185,7 @@ class RowPiece {
     const int row = lane_id() % 16;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+      if (16 * s >= head_dim_) break;
       std::uint32_t a[4];
       ldmatrix_x4(a, keys + row * Layout::kPitch + swizzled(row, 2 * s + lane_id() / 16));
       mma_m16n8k16<Row>(logit, a, query_[s]);
@@ -176,9 +196,15 @@ class RowPiece {
   __device__ void softmax(int first, int last, float (&logit)[4], std::uint32_t (&weight)[2]) {
     const int row = first + lane_id() / 4;
 #pragma unroll
+    for (int i = 0; i < 4; ++i) logit[i] *= rule_.scale;
+    if (rule_.softcap.is_on()) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) logit[i] = rule_.softcap(logit[i]);
+    }
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
       const bool counts = row + i / 2 * 8 < min(last, seen_[i % 2]);
-      logit[i] = counts ? logit[i] * scale_ : kMinusInfinity;
+      logit[i] = counts ? logit[i] : kMinusInfinity;
     }
     float factor[2];
 #pragma unroll
@@ -209,6 +235,7 @@ class RowPiece {
     const int row = lane_id() % 8 + lane_id() / 16 * 8;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
+      if (16 * s >= value_dim_) break;
       std::uint32_t a[4];
       ldmatrix_x4_trans(a,
                         values + row * Layout::kPitch + swizzled(row, 2 * s + lane_id() / 8 % 2));
@@ -230,6 +257,7 @@ class RowPiece {
       }
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
+        if (16 * s >= value_dim_) break;
         const int d = 16 * s + lane_id() / 4;
         shared_.output[warp_id()][head][d] = output_[s][h];
         shared_.output[warp_id()][head][d + 8] = output_[s][h + 2];
@@ -240,7 +268,9 @@ class RowPiece {
   Shared& shared_;
   const Finder& finder_;
   int heads_;
-  float scale_;
+  LogitRule rule_;
+  Dim head_dim_;
+  Dim value_dim_;
   std::int32_t seen_[2] = {0x7fffffff, 0x7fffffff};
   std::uint32_t query_[kSteps][2];
   float max_[2] = {kLowestLogit, kLowestLogit};

@@ -21,22 +21,23 @@
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
-template <int kHeadDim>
+template <int kDim>
 struct TailShared {
   std::int32_t taken[kAttendWarps][kBlockClusters];  ///< rows of each cluster that were selected
   std::int32_t kept[kAttendWarps][kBlockClusters];   ///< compacted: clusters of the block
   float mass[kAttendWarps][kBlockClusters][kMaxPassHeads];
-  float output[kAttendWarps][kMaxPassHeads][kHeadDim];
+  float output[kAttendWarps][kMaxPassHeads][DimOf<kDim>::kMost];
   float l[kAttendWarps][kMaxPassHeads];
   float rest[kAttendWarps][kMaxPassHeads];
   std::int32_t num_kept[kAttendWarps];
 };
 
-template <int kHeadDim>
+/// kDim: as of RowPiece.
+template <int kDim>
 class TailPiece {
  public:
-  using Shared = TailShared<kHeadDim>;
-  static constexpr int kElements = (kHeadDim + kWarpLanes - 1) / kWarpLanes;
+  using Shared = TailShared<kDim>;
+  static constexpr int kElements = (DimOf<kDim>::kMost + kWarpLanes - 1) / kWarpLanes;
 
   __device__ TailPiece(const attend::AttendParams& p, Shared& shared, int row, int head)
       : p_(p),
@@ -50,6 +51,7 @@ class TailPiece {
         totals_(p.totals + std::int64_t{row} * p.num_q_heads * p.query_tokens + head * served_),
         ids_(p.lists.clusters_of(row, head)),
         counts_(p.lists.counts_of(row, head)),
+        value_dim_(p.index.value_dim),
         chosen_(p.lists.num_clusters[p.lists.list(row, head)]) {}
 
   /// Heads [first, first + heads) of those served. All threads; leaves sums in shared memory.
@@ -71,7 +73,7 @@ class TailPiece {
     for (int g = 0; g < kMaxPassHeads; ++g) {
       for (int i = 0; i < kElements; ++i) {
         const int d = lane_id() + i * kWarpLanes;
-        if (d < kHeadDim) shared_.output[warp_id()][g][d] = output[g][i];
+        if (d < value_dim_) shared_.output[warp_id()][g][d] = output[g][i];
       }
       const float all = tree_sum_lanes<kWarpLanes>(l[g]);
       const float all_rest = tree_sum_lanes<kWarpLanes>(rest[g]);
@@ -168,8 +170,8 @@ class TailPiece {
       const float scale = p_.index.value_scale[entry + cluster];
       for (int i = 0; i < kElements; ++i) {
         const int d = lane_id() + i * kWarpLanes;
-        if (d >= kHeadDim) continue;
-        const float mean = element(means, cluster * kHeadDim + d, scale);
+        if (d >= value_dim_) continue;
+        const float mean = element(means, cluster * value_dim_ + d, scale);
         for (int g = 0; g < kMaxPassHeads; ++g) {
           output[g][i] = fmaf(shared_.mass[warp_id()][k][g], mean, output[g][i]);
         }
@@ -198,6 +200,7 @@ class TailPiece {
   const HeadTotals* totals_;
   const std::int32_t* ids_;
   const std::int32_t* counts_;
+  DimOf<kDim> value_dim_;
   int chosen_;
 };
 

@@ -441,6 +441,27 @@ CLUSTERKV_SIMD Floats log2_1p_fixed(const Floats& w) {
   return p * s + n;
 }
 
+CLUSTERKV_SIMD Floats tanh_fixed(const Floats& x) {
+  using Bits = Vector<std::uint32_t, kPartLanes>;
+  Floats a;
+  for (int i = 0; i < kParts; ++i) {
+    a.part[i] = std::bit_cast<Part>(std::bit_cast<Bits>(x.part[i]) & 0x7fffffffU);
+  }
+  const Floats s = a * a;
+  Floats p = broadcast(tanh_term(0));
+  for (int i = 1; i < kTanhTerms; ++i) p = p * s + broadcast(tanh_term(i));
+  const Floats small = p * s * a + a;
+  const Floats one = broadcast(1.0F);
+  const Floats large = one - broadcast(2.0F) / (exp2_fixed(a * broadcast(2.0F * kLog2E)) + one);
+  Floats t;
+  for (int i = 0; i < kParts; ++i) {
+    const Part magnitude = a.part[i] >= kTanhSmall ? large.part[i] : small.part[i];
+    const Bits sign = std::bit_cast<Bits>(x.part[i]) & 0x80000000U;
+    t.part[i] = std::bit_cast<Part>(std::bit_cast<Bits>(magnitude) | sign);
+  }
+  return t;
+}
+
 /// Keeps what was loaded in its register. Else each instruction that uses it may load it again, and
 /// loads become the limit of a loop of multiply-adds.
 template <class V>

@@ -17,28 +17,29 @@ namespace clusterkv::index::CLUSTERKV_ISA {
 namespace {
 
 /// Rounds one row to the index dtype; returns its scale.
-float store_index_row(IndexDType dtype, const float* x, int head_dim, std::byte* to) {
+float store_index_row(IndexDType dtype, const float* x, int dim, std::byte* to) {
   if (dtype != IndexDType::kInt8) {
-    dtype == IndexDType::kBF16 ? store_elements<DType::kBF16>(x, head_dim, to)
-                               : store_elements<DType::kF32>(x, head_dim, to);
+    dtype == IndexDType::kBF16 ? store_elements<DType::kBF16>(x, dim, to)
+                               : store_elements<DType::kF32>(x, dim, to);
     return 1.0F;
   }
   float max_abs = 0.0F;
-  for (int d = 0; d < head_dim; ++d) max_abs = std::abs(x[d]) > max_abs ? std::abs(x[d]) : max_abs;
+  for (int d = 0; d < dim; ++d) max_abs = std::abs(x[d]) > max_abs ? std::abs(x[d]) : max_abs;
   const float scale = int8_scale(max_abs);
-  for (int d = 0; d < head_dim; ++d) to[d] = static_cast<std::byte>(to_int8(x[d], scale));
+  for (int d = 0; d < dim; ++d) to[d] = static_cast<std::byte>(to_int8(x[d], scale));
   return scale;
 }
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kHeadDim, class ValueDim>
 class Builder {
  public:
-  Builder(const BuildParams& p, const SegmentSource& source, const SegmentTarget& target)
-      : p_(p), source_(source), target_(target) {}
+  Builder(const BuildParams& p, const SegmentSource& source, const SegmentTarget& target,
+          ValueDim value_dim)
+      : p_(p), source_(source), target_(target), value_dim_(value_dim) {}
 
   void run() {
     std::fill(profile_, profile_ + kHeadDim, 0.0F);
-    std::fill(value_sum_, value_sum_ + kHeadDim, 0.0F);
+    std::fill(value_sum_, value_sum_ + value_dim_, 0.0F);
     int used = 0;
     for (int c = 0; c < p_.num_clusters; ++c) {
       if (p_.offset[c + 1] > p_.offset[c]) add_cluster(c, used++);
@@ -56,13 +57,20 @@ class Builder {
     const std::byte* from = p_.live.row(source_.kv_head, row);
     load_elements<kDType>(from, kHeadDim, key);
     if (value == nullptr) return;
-    load_elements<kDType>(from + kHeadDim * size_of(kDType), kHeadDim, value);
+    load_elements<kDType>(from + kHeadDim * size_of(kDType), value_dim_, value);
   }
 
   std::uint32_t block(int used) const { return target_.blocks[used / kBlockClusters]; }
   std::int64_t entry(int used) const {
     return p_.index.plane_block(source_.kv_head, block(used)) * kBlockClusters +
            used % kBlockClusters;
+  }
+  /// Where a cluster's mean of `dim` elements lies.
+  std::size_t row(int used, int dim) const {
+    return static_cast<std::size_t>(entry(used)) * bytes(dim);
+  }
+  std::size_t bytes(int dim) const {
+    return static_cast<std::size_t>(dim) * IndexStore::element_bytes(p_.index.dtype);
   }
   std::uint32_t* offset(int used) const {
     return p_.index.block_offset(source_.kv_head, block(used)) + used % kBlockClusters;
@@ -75,17 +83,17 @@ class Builder {
     const int end = p_.offset[c + 1];
     const auto count = static_cast<float>(end - begin);
     float mean_key[kHeadDim] = {};
-    float mean_value[kHeadDim] = {};
+    float mean_value[ValueDim::kMost] = {};
     float key[kHeadDim];
-    float value[kHeadDim];
+    float value[ValueDim::kMost];
     for (int i = begin; i < end; ++i) {
       load(i, key, value);
       for (int d = 0; d < kHeadDim; ++d) mean_key[d] += key[d];
-      for (int d = 0; d < kHeadDim; ++d) mean_value[d] += value[d];
+      for (int d = 0; d < value_dim_; ++d) mean_value[d] += value[d];
     }
-    for (int d = 0; d < kHeadDim; ++d) value_sum_[d] += mean_value[d];
+    for (int d = 0; d < value_dim_; ++d) value_sum_[d] += mean_value[d];
     for (int d = 0; d < kHeadDim; ++d) mean_key[d] /= count;
-    for (int d = 0; d < kHeadDim; ++d) mean_value[d] /= count;
+    for (int d = 0; d < value_dim_; ++d) mean_value[d] /= count;
     add_variance(begin, end, mean_key, variance(used));
     write_cluster(used, begin, mean_key, mean_value);
   }
@@ -105,13 +113,11 @@ class Builder {
   }
 
   void write_cluster(int used, int begin, const float* mean_key, const float* mean_value) {
-    const auto row = static_cast<std::size_t>(entry(used)) * kHeadDim *
-                     IndexStore::element_bytes(p_.index.dtype);
     const IndexDType dtype = p_.index.dtype;
     p_.index.centroid_scale[entry(used)] =
-        store_index_row(dtype, mean_key, kHeadDim, p_.index.centroids + row);
-    p_.index.value_scale[entry(used)] =
-        store_index_row(dtype, mean_value, kHeadDim, p_.index.value_means + row);
+        store_index_row(dtype, mean_key, kHeadDim, p_.index.centroids + row(used, kHeadDim));
+    p_.index.value_scale[entry(used)] = store_index_row(
+        dtype, mean_value, value_dim_, p_.index.value_means + row(used, value_dim_));
     *offset(used) = static_cast<std::uint32_t>(target_.segment.first_row + begin);
   }
 
@@ -135,8 +141,8 @@ class Builder {
     for (int d = 0; d < kHeadDim; ++d) {
       profile_[d] /= count;
       profile[d] = profile_[d];
-      value_sum[d] = value_sum_[d];
     }
+    std::copy(value_sum_, value_sum_ + value_dim_, value_sum);
   }
 
   float mean_spread(int used) const {
@@ -152,10 +158,8 @@ class Builder {
 
   void clear_unused(int used) {
     for (int u = used; u < target_.segment.num_blocks * kBlockClusters; ++u) {
-      const std::size_t bytes = kHeadDim * IndexStore::element_bytes(p_.index.dtype);
-      const auto row = static_cast<std::size_t>(entry(u)) * bytes;
-      std::memset(p_.index.centroids + row, 0, bytes);
-      std::memset(p_.index.value_means + row, 0, bytes);
+      std::memset(p_.index.centroids + row(u, kHeadDim), 0, bytes(kHeadDim));
+      std::memset(p_.index.value_means + row(u, value_dim_), 0, bytes(value_dim_));
       p_.index.centroid_scale[entry(u)] = 0.0F;
       p_.index.value_scale[entry(u)] = 0.0F;
       *spread(u) = 0.0F;
@@ -165,8 +169,9 @@ class Builder {
   const BuildParams& p_;
   const SegmentSource& source_;
   const SegmentTarget& target_;
+  ValueDim value_dim_;
   float profile_[kHeadDim];
-  float value_sum_[kHeadDim];
+  float value_sum_[ValueDim::kMost];
 };
 
 }  // namespace
@@ -175,7 +180,10 @@ void build_index(const BuildParams& params, const SegmentSource& source,
                  const SegmentTarget& target) {
   dispatch_row_dtype(params.live.dtype, [&](auto dtype) {
     dispatch_head_dim(params.live.head_dim, [&](auto head_dim) {
-      Builder<dtype.value, head_dim.value>(params, source, target).run();
+      dispatch_value_dim<head_dim.value>(params.live.value_dim, [&](auto value_dim) {
+        Builder<dtype.value, head_dim.value, decltype(value_dim)>(params, source, target, value_dim)
+            .run();
+      });
     });
   });
 }
@@ -184,7 +192,7 @@ void add_value_sum(const IndexStore& index, int kv_head, std::uint32_t record,
                    std::uint32_t previous_record) {
   float* sum = index.record_value_sum(kv_head, record);
   const float* previous = index.record_value_sum(kv_head, previous_record);
-  for (int d = 0; d < index.head_dim; ++d) sum[d] += previous[d];
+  for (int d = 0; d < index.value_dim; ++d) sum[d] += previous[d];
 }
 
 }  // namespace clusterkv::index::CLUSTERKV_ISA

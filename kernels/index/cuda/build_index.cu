@@ -53,14 +53,16 @@ __device__ void set_offset(const Places& places, int used, std::uint32_t row) {
   if (used % kBlockClusters == 0 && block > 0) places.offset(block - 1)[kBlockClusters] = row;
 }
 
+__device__ void clear_row(std::byte* rows, std::int64_t entry, int bytes) {
+  for (int i = 0; i < bytes; ++i) rows[entry * bytes + i] = std::byte{0};
+}
+
 __device__ void clear_entry(const Places& places, int used) {
   const IndexStore& index = places.index;
   const std::int64_t entry = places.entry(used);
-  const auto bytes = static_cast<int>(IndexStore::element_bytes(index.dtype)) * index.head_dim;
-  for (int i = 0; i < bytes; ++i) {
-    index.centroids[entry * bytes + i] = std::byte{0};
-    index.value_means[entry * bytes + i] = std::byte{0};
-  }
+  const auto element = static_cast<int>(IndexStore::element_bytes(index.dtype));
+  clear_row(index.centroids, entry, element * index.head_dim);
+  clear_row(index.value_means, entry, element * index.value_dim);
   index.centroid_scale[entry] = 0.0F;
   index.value_scale[entry] = 0.0F;
   index.spread[entry] = 0.0F;
@@ -94,16 +96,21 @@ __global__ __launch_bounds__(kThreads) void map_clusters_kernel(IndexStore index
 
 // ---------------------------------------------------------------------------------- summarise
 
-template <DType kDType, int kHeadDim>
+/// kDim: of keys and values; 0: any two.
+template <DType kDType, int kDim>
 class Summariser {
  public:
+  using Dim = DimOf<kDim>;
   static constexpr int kLanes = 16;
-  static constexpr int kChunks = kHeadDim / kChunk;
-  static constexpr int kMine = (kChunks + kLanes - 1) / kLanes;
+  static constexpr int kMine = (Dim::kMost / kChunk + kLanes - 1) / kLanes;
   using Values = float[kMine][kChunk];
 
   __device__ Summariser(const RowStore& live, const IndexStore& index, const IndexJob& job)
-      : live_(live), places_{index, job}, job_(job) {}
+      : live_(live),
+        places_{index, job},
+        job_(job),
+        head_dim_(live.head_dim),
+        value_dim_(live.value_dim) {}
 
   __device__ void run() {
     const int cluster =
@@ -116,27 +123,27 @@ class Summariser {
     Values value = {};
     for (int i = begin; i < end; ++i) {
       const std::byte* row = find(i);
-      add(row, key);
-      add(row + 2 * kHeadDim, value);
+      add(row, head_dim_, key);
+      add(row + 2 * head_dim_, value_dim_, value);
     }
-    if (used >= 0) save(value, job_.value_sum + std::int64_t{used} * kHeadDim);
+    if (used >= 0) save(value, value_dim_, job_.value_sum + std::int64_t{used} * value_dim_);
     divide(key, end - begin);
     divide(value, end - begin);
     Values variance = {};
     for (int i = begin; i < end; ++i) add_squares(find(i), key, variance);
-    if (used >= 0) save(variance, job_.variance + std::int64_t{used} * kHeadDim);
-    write(used, key, places_.index.centroids, places_.index.centroid_scale);
-    write(used, value, places_.index.value_means, places_.index.value_scale);
+    if (used >= 0) save(variance, head_dim_, job_.variance + std::int64_t{used} * head_dim_);
+    write(used, key, head_dim_, places_.index.centroids, places_.index.centroid_scale);
+    write(used, value, value_dim_, places_.index.value_means, places_.index.value_scale);
   }
 
  private:
   /// use(chunk, its place among this lane's).
   template <class Use>
-  __device__ void for_each_chunk(const Use& use) const {
+  __device__ static void for_each_chunk(Dim dim, const Use& use) {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int chunk = static_cast<int>(threadIdx.x) % kLanes + i * kLanes;
-      if (chunk < kChunks) use(chunk, i);
+      if (chunk < dim / kChunk) use(chunk, i);
     }
   }
 
@@ -145,8 +152,8 @@ class Summariser {
     return live_.row(job_.source.kv_head, paged_row(job_.source.live_pages, row));
   }
 
-  __device__ void add(const std::byte* row, Values& sum) const {
-    for_each_chunk([&](int chunk, int i) {
+  __device__ void add(const std::byte* row, Dim dim, Values& sum) const {
+    for_each_chunk(dim, [&](int chunk, int i) {
       float x[kChunk];
       unpack_chunk<kDType>(load128(row + 16 * chunk), x);
 #pragma unroll
@@ -155,7 +162,7 @@ class Summariser {
   }
 
   __device__ void add_squares(const std::byte* row, const Values& mean, Values& sum) const {
-    for_each_chunk([&](int chunk, int i) {
+    for_each_chunk(head_dim_, [&](int chunk, int i) {
       float x[kChunk];
       unpack_chunk<kDType>(load128(row + 16 * chunk), x);
 #pragma unroll
@@ -175,17 +182,17 @@ class Summariser {
     }
   }
 
-  __device__ void save(const Values& values, float* to) const {
-    for_each_chunk([&](int chunk, int i) {
+  __device__ void save(const Values& values, Dim dim, float* to) const {
+    for_each_chunk(dim, [&](int chunk, int i) {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) to[chunk * kChunk + j] = values[i][j];
     });
   }
 
   /// Rounds a mean to the index dtype. All lanes of a warp take part; used < 0: nothing is written.
-  __device__ void write(int used, const Values& mean, std::byte* to, float* scales) const {
+  __device__ void write(int used, const Values& mean, Dim dim, std::byte* to, float* scales) const {
     float max_abs = 0.0F;
-    for_each_chunk([&](int, int i) {
+    for_each_chunk(dim, [&](int, int i) {
 #pragma unroll
       for (const float x : mean[i]) max_abs = fabsf(x) > max_abs ? fabsf(x) : max_abs;
     });
@@ -197,9 +204,8 @@ class Summariser {
     const IndexDType dtype = places_.index.dtype;
     const float scale = dtype == IndexDType::kInt8 ? index::int8_scale(max_abs) : 1.0F;
     const std::int64_t entry = places_.entry(used);
-    std::byte* row =
-        to + entry * kHeadDim * static_cast<std::int64_t>(IndexStore::element_bytes(dtype));
-    for_each_chunk([&](int chunk, int i) {
+    std::byte* row = to + entry * dim * static_cast<std::int64_t>(IndexStore::element_bytes(dtype));
+    for_each_chunk(dim, [&](int chunk, int i) {
 #pragma unroll
       for (int j = 0; j < kChunk; ++j) write_element(row, chunk * kChunk + j, mean[i][j], scale);
     });
@@ -219,12 +225,14 @@ class Summariser {
   const RowStore& live_;
   Places places_;
   const IndexJob& job_;
+  Dim head_dim_;
+  Dim value_dim_;
 };
 
-template <DType kDType, int kHeadDim>
+template <DType kDType, int kDim>
 __global__ __launch_bounds__(kThreads) void summarise_kernel(RowStore live, IndexStore index,
                                                              const IndexJob* jobs) {
-  Summariser<kDType, kHeadDim>(live, index, jobs[blockIdx.x]).run();
+  Summariser<kDType, kDim>(live, index, jobs[blockIdx.x]).run();
 }
 
 // -------------------------------------------------------------------------------------- finish
@@ -254,12 +262,16 @@ __global__ __launch_bounds__(kThreads) void finish_index_kernel(IndexStore index
   float* value_sum = index.record_value_sum(job.source.kv_head, record);
   for (int d = static_cast<int>(threadIdx.x); d < head_dim; d += kThreads) {
     float variances = 0.0F;
-    float values = 0.0F;
     for (int u = 0; u < num_used; ++u) {
       variances = variances + job.variance[std::int64_t{u} * head_dim + d];
-      values = values + job.value_sum[std::int64_t{u} * head_dim + d];
     }
     profile[d] = variances / static_cast<float>(job.source.num_tokens);
+  }
+  for (int d = static_cast<int>(threadIdx.x); d < index.value_dim; d += kThreads) {
+    float values = 0.0F;
+    for (int u = 0; u < num_used; ++u) {
+      values = values + job.value_sum[std::int64_t{u} * index.value_dim + d];
+    }
     value_sum[d] = values;
   }
   __syncthreads();
@@ -297,10 +309,10 @@ void build_index(const RowStore& live, const IndexStore& index, const IndexJob* 
           .stream = shape.stream},
          index, jobs);
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", live.dtype, [&](auto dtype) {
-    dispatch_head_dim(live.head_dim, [&](auto head_dim) {
-      constexpr int kClusters = kThreads / Summariser<dtype.value, head_dim.value>::kLanes;
+    dispatch_dims(live.head_dim, live.value_dim, [&](auto dim) {
+      constexpr int kClusters = kThreads / Summariser<dtype.value, dim.value>::kLanes;
       const int groups = (shape.max_clusters + kClusters - 1) / kClusters;
-      launch(summarise_kernel<dtype.value, head_dim.value>,
+      launch(summarise_kernel<dtype.value, dim.value>,
              {.grid = {num_jobs, static_cast<unsigned>(groups)},
               .block = {kThreads},
               .shared_bytes = 0,
@@ -318,7 +330,7 @@ void add_value_sums(const IndexStore& index, const IndexJob* jobs, const std::ui
   if (shape.num_jobs == 0) return;
   launch(add_value_sums_kernel,
          {.grid = {static_cast<unsigned>(num_kv_heads)},
-          .block = {static_cast<unsigned>(index.head_dim)},
+          .block = {static_cast<unsigned>(index.value_dim)},
           .shared_bytes = 0,
           .stream = shape.stream},
          index, jobs, previous, shape.num_jobs);

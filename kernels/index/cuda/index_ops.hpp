@@ -21,7 +21,7 @@ struct IndexJob {
   const std::int32_t* offset;  ///< [num_clusters + 1] in `order`
   std::int32_t* used;          ///< scratch [num_clusters]
   float* variance;             ///< scratch [num_clusters, head_dim]
-  float* value_sum;            ///< scratch [num_clusters, head_dim]
+  float* value_sum;            ///< scratch [num_clusters, value_dim]
 };
 
 /// What all segments of a launch have in common.

@@ -22,18 +22,18 @@ void store_row(const float* from, int count, DType dtype, std::byte* to) {
 }  // namespace
 
 void append_rows(const AppendParams& p, int kv_head) {
-  const std::size_t value_at = p.live.row_bytes / 2;
   float row[kMaxHeadDim] = {};
   for (int i = 0; i < p.num_tokens; ++i) {
     std::byte* to = p.live.row(kv_head, paged_row(p.pages, p.first_row + i));
     load_tensor_row(p.key, p.first_token + i, kv_head, row);
     store_row(row, p.live.head_dim, p.live.dtype, to);
+    to += p.live.key_bytes();
     if (p.value.empty()) {
-      std::memset(to + value_at, 0, value_at);
+      std::memset(to, 0, p.live.value_bytes());
       continue;
     }
     load_tensor_row(p.value, p.first_token + i, kv_head, row);
-    store_row(row, p.live.head_dim, p.live.dtype, to + value_at);
+    store_row(row, p.live.value_dim, p.live.dtype, to);
   }
 }
 
@@ -54,11 +54,11 @@ void read_row(const ReadParams& p, int kv_head, std::uint32_t row, std::int64_t 
   const std::byte* from = p.store.row(kv_head, row);
   float wide[kMaxHeadDim] = {};
   for (const TensorView* tensor : {&p.key, &p.value}) {
-    dispatch_row_dtype(p.store.dtype, [&](auto dtype) {
-      load_elements<decltype(dtype)::value>(from, p.store.head_dim, wide);
-    });
+    const int dim = tensor == &p.key ? p.store.head_dim : p.store.value_dim;
+    dispatch_row_dtype(p.store.dtype,
+                       [&](auto dtype) { load_elements<decltype(dtype)::value>(from, dim, wide); });
     store_tensor_row(wide, *tensor, token, kv_head);
-    from += p.store.row_bytes / 2;
+    from += p.store.key_bytes();
   }
 }
 

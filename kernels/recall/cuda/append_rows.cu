@@ -34,14 +34,15 @@ __global__ __launch_bounds__(kThreads) void append_rows_kernel(recall::AppendPar
                                                                const AppendJob* jobs) {
   const AppendJob& job = jobs[blockIdx.x];
   const auto kv_head = static_cast<int>(blockIdx.y);
-  const int chunks = p.live.head_dim / kChunk;
-  const int items = job.num_tokens * 2 * chunks;
+  const int key_chunks = p.live.head_dim / kChunk;
+  const int row_chunks = key_chunks + p.live.value_dim / kChunk;
+  const int items = job.num_tokens * row_chunks;
   const int stride = static_cast<int>(gridDim.z) * kThreads;
   for (int i = static_cast<int>(blockIdx.z * kThreads + threadIdx.x); i < items; i += stride) {
-    const int token = i / (2 * chunks);
-    const int place = i % (2 * chunks);  // in the row: chunks of the key, then of the value
-    const bool is_key = place < chunks;
-    const int d = (is_key ? place : place - chunks) * kChunk;
+    const int token = i / row_chunks;
+    const int place = i % row_chunks;  // in the row: chunks of the key, then of the value
+    const bool is_key = place < key_chunks;
+    const int d = (is_key ? place : place - key_chunks) * kChunk;
     const TensorView& tensor = is_key ? p.key : p.value;
     std::byte* to = p.live.row(kv_head, paged_row(job.pages, job.first_row + token)) + 16 * place;
     if (tensor.empty()) {
@@ -67,7 +68,7 @@ __global__ __launch_bounds__(kThreads) void append_rows_kernel(recall::AppendPar
 void append_rows(const recall::AppendParams& p, const AppendJob* jobs, int num_jobs, int max_tokens,
                  void* stream) {
   if (num_jobs == 0 || max_tokens == 0) return;
-  const int items = max_tokens * 2 * (p.live.head_dim / kChunk);
+  const int items = max_tokens * ((p.live.head_dim + p.live.value_dim) / kChunk);
   constexpr int kMaxGrid = 1024;
   const int blocks = (items + kThreads - 1) / kThreads;
   dispatch_value<DType::kF16, DType::kBF16>("kv_dtype", p.live.dtype, [&](auto dtype) {

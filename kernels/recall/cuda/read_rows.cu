@@ -32,13 +32,13 @@ __global__ __launch_bounds__(kThreads) void read_rows_kernel(recall::ReadParams 
                                  : run.positions[kv_head * run.positions_stride + row];
   if (token < run.begin || token >= run.end) return;
   const auto* elements = reinterpret_cast<const std::uint16_t*>(p.store.row(kv_head, row));
-  for (int d = lane_id(); d < p.store.head_dim; d += kWarpLanes) {
-    for (int part = 0; part < 2; ++part) {
-      const TensorView& t = part == 0 ? p.key : p.value;
-      const std::int64_t at =
-          (token - run.begin) * t.stride[0] + kv_head * t.stride[1] + d * t.stride[2];
-      store_element(t, at, Element<kDType>::load(elements[part * p.store.head_dim + d]));
-    }
+  const int head_dim = p.store.head_dim;
+  for (int element = lane_id(); element < head_dim + p.store.value_dim; element += kWarpLanes) {
+    const TensorView& t = element < head_dim ? p.key : p.value;
+    const int d = element < head_dim ? element : element - head_dim;
+    const std::int64_t at =
+        (token - run.begin) * t.stride[0] + kv_head * t.stride[1] + d * t.stride[2];
+    store_element(t, at, Element<kDType>::load(elements[element]));
   }
 }
 

@@ -81,14 +81,16 @@ class Recaller {
   }
 
   /// A warp moves two pieces of up to 2 KiB at a time: all their loads, then all their stores.
-  template <int kHeadDim>
+  /// kDim: of keys and values; 0: any two.
+  template <int kDim>
   __device__ void copy() const {
-    constexpr int kRowChunks = 2 * kHeadDim / kChunk;
-    constexpr int kQuadChunks = kQuadRows * kRowChunks;
+    constexpr int kQuadChunks = kQuadRows * 2 * DimOf<kDim>::kMost / kChunk;  // at most
     constexpr int kParts = kQuadChunks > 128 ? 2 : 1;
     constexpr int kPieceRows = kQuadRows / kParts;
-    constexpr int kPieceChunks = kQuadChunks / kParts;
-    constexpr int kMine = (kPieceChunks + kWarpLanes - 1) / kWarpLanes;
+    constexpr int kMine = (kQuadChunks / kParts + kWarpLanes - 1) / kWarpLanes;
+    const int elements = kDim == 0 ? p_.stored.head_dim + p_.stored.value_dim : 2 * kDim;
+    const int row_chunks = elements / kChunk;
+    const int piece_chunks = kPieceRows * row_chunks;
     constexpr int kPieces = 2;
     const int count = shared_.num_copies * kParts;
 #pragma unroll 1
@@ -102,7 +104,7 @@ class Recaller {
 #pragma unroll
         for (int j = 0; j < kMine; ++j) {
           const int chunk = lane_id() + j * kWarpLanes;
-          if (chunk < kPieceChunks) chunks[i][j] = load128(from + chunk_at<kRowChunks>(chunk));
+          if (chunk < piece_chunks) chunks[i][j] = load128(from + chunk_at(chunk, row_chunks));
         }
       }
 #pragma unroll
@@ -115,7 +117,7 @@ class Recaller {
 #pragma unroll
         for (int j = 0; j < kMine; ++j) {
           const int chunk = lane_id() + j * kWarpLanes;
-          if (chunk < kPieceChunks) store128(to + chunk_at<kRowChunks>(chunk), chunks[i][j]);
+          if (chunk < piece_chunks) store128(to + chunk_at(chunk, row_chunks), chunks[i][j]);
         }
       }
     }
@@ -131,10 +133,9 @@ class Recaller {
   }
 
   /// Bytes to a chunk of some rows of a store, which may have padding. 32 bits: registers are dear.
-  template <int kRowChunks>
-  __device__ unsigned chunk_at(int chunk) const {
-    return static_cast<unsigned>(chunk / kRowChunks) * static_cast<unsigned>(p_.stored.row_bytes) +
-           static_cast<unsigned>(chunk % kRowChunks) * 16;
+  __device__ unsigned chunk_at(int chunk, int row_chunks) const {
+    return static_cast<unsigned>(chunk / row_chunks) * static_cast<unsigned>(p_.stored.row_bytes) +
+           static_cast<unsigned>(chunk % row_chunks) * 16;
   }
 
   __device__ int count(int row, int list) const {
@@ -254,20 +255,20 @@ class Recaller {
   bool is_full_;
 };
 
-template <int kHeadDim>
+template <int kDim>
 __global__ __launch_bounds__(kThreads, 1) void recall_quads_kernel(RecallParams p) {
   Recaller recaller(p, dynamic_shared<RecallShared>());
   recaller.resolve();
   __syncthreads();
-  recaller.copy<kHeadDim>();
+  recaller.copy<kDim>();
 }
 
 }  // namespace
 
 void recall_quads(const RecallParams& p, void* stream) {
   if (p.num_rows == 0) return;
-  dispatch_head_dim(p.stored.head_dim, [&](auto head_dim) {
-    launch(recall_quads_kernel<head_dim.value>,
+  dispatch_dims(p.stored.head_dim, p.stored.value_dim, [&](auto dim) {
+    launch(recall_quads_kernel<dim.value>,
            {.grid = {static_cast<unsigned>(p.num_kv_heads)},
             .block = {kThreads},
             .shared_bytes = shared_size<RecallShared>(),

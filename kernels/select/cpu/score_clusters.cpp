@@ -33,10 +33,27 @@ struct BlockSizes {
   }
 };
 
+/// Of one head and block: what t is besides z.
+struct Spreads {
+  const float* of_clusters;  ///< null: w = 0
+  float of_query;
+  const Softcap& softcap;
+};
+
+/// cap_score(), which is of single numbers.
+CLUSTERKV_SIMD void cap_scores(const Softcap& softcap, simd::Floats& z, simd::Floats& w) {
+  const simd::Floats tanh = simd::tanh_fixed(z * simd::broadcast(softcap.inverse));
+  const simd::Floats slope = simd::broadcast(1.0F) - tanh * tanh;
+  const simd::Floats factor = slope * (slope - tanh * simd::broadcast(softcap.bend));
+  z = simd::broadcast(softcap.cap) * tanh;
+  w = w * simd::max(factor, simd::broadcast(0.0F));
+}
+
 /// t of one head over one block in place of z, -inf without rows, as score() and spread_weight() of single
 /// numbers. Returns the largest of it.
-CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread, float query_spread,
-                                   float* z, float* z_out, NextBlock& next, int lines) {
+template <bool kIsCapped>
+CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const Spreads& spreads, float* z,
+                                   float* z_out, NextBlock& next, int lines) {
   simd::Floats largest = simd::broadcast(kMinusInfinity);
 #pragma GCC unroll 1
   for (int c = 0; c < kBlockClusters; c += simd::kLanes) {
@@ -44,9 +61,12 @@ CLUSTERKV_SIMD float finish_scores(const BlockSizes& sizes, const float* spread,
     const simd::Floats rows = simd::load(sizes.rows + c);
     simd::Floats t = simd::where_positive(rows, simd::load(z + c), simd::broadcast(0.0F));
     if (z_out != nullptr) simd::store(t, z_out + c);
-    if (spread != nullptr) {
-      t = t + simd::log2_1p_fixed(simd::load(spread + c) * simd::broadcast(query_spread));
+    simd::Floats w = simd::broadcast(0.0F);
+    if (spreads.of_clusters != nullptr) {
+      w = simd::load(spreads.of_clusters + c) * simd::broadcast(spreads.of_query);
     }
+    if constexpr (kIsCapped) cap_scores(spreads.softcap, t, w);
+    if (spreads.of_clusters != nullptr) t = t + simd::log2_1p_fixed(w);
     t = simd::where_positive(rows, t, simd::broadcast(kMinusInfinity));
     simd::store(t, z + c);
     largest = simd::max(t, largest);
@@ -93,7 +113,8 @@ class Scorer {
         query_(p.query +
                (std::int64_t{row_.query_row} * p.num_q_heads + item.kv_head * group_ + first_head) *
                    kHeadDim),
-        queries_(query_, heads, p.softmax_scale) {}
+        queries_(query_, heads, p.softmax_scale),
+        softcap_(p.logit_softcap) {}
 
   void run() {
     for (int s = 0; s < row_.num_segments; ++s) {
@@ -133,7 +154,9 @@ class Scorer {
     // Maxima of all heads first, so that nothing waits for them.
     for (int g = 0; g < heads_; ++g) {
       float* z_out = out_.z == nullptr ? nullptr : out_.z + (at + g) * kBlockClusters;
-      max[g] = finish_scores(sizes, spread, query_spread_[g], z_[g], z_out, next, lines);
+      const Spreads spreads{spread, query_spread_[g], softcap_};
+      max[g] = softcap_.is_on() ? finish_scores<true>(sizes, spreads, z_[g], z_out, next, lines)
+                                : finish_scores<false>(sizes, spreads, z_[g], z_out, next, lines);
     }
     for (int g = 0; g < heads_; ++g) {
       out_.blocks[at + g] =
@@ -168,6 +191,7 @@ class Scorer {
   int heads_;
   const float* query_;
   Queries queries_;
+  Softcap softcap_;
   float query_spread_[kMaxPassHeads];
   alignas(64) BlockScores z_[kMaxPassHeads] = {};
 };

@@ -332,15 +332,23 @@ class Scorer {
     const int head = kColumnHeads * column + lane_id() % 4;
     const std::int64_t entry = p_.index.plane_block(kv_head_, physical) * kBlockClusters;
     float t[2 * kTiles];
-    float max = kMinusInfinity;
+    float w[2 * kTiles] = {};
 #pragma unroll
     for (int i = 0; i < 2 * kTiles; ++i) {
       t[i] = z[i];
-      if (p_.use_spread) {
-        const float spread = p_.index.spread[entry + cluster_of(i)];
-        t[i] = select::score(z[i],
-                             select::spread_weight(spread, shared_.query_spread[warp_id()][head]));
-      }
+      if (!p_.use_spread) continue;
+      const float spread = p_.index.spread[entry + cluster_of(i)];
+      w[i] = select::spread_weight(spread, shared_.query_spread[warp_id()][head]);
+    }
+    if (p_.logit_softcap > 0.0F) {
+      const Softcap softcap(p_.logit_softcap);
+#pragma unroll
+      for (int i = 0; i < 2 * kTiles; ++i) select::cap_score(softcap, t[i], w[i]);
+    }
+    float max = kMinusInfinity;
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) {
+      if (p_.use_spread) t[i] = select::score(t[i], w[i]);
       if (size_[i] > 0 && t[i] > max) max = t[i];
     }
     max = max_lanes(max, 4);
