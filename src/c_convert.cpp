@@ -43,9 +43,12 @@ CacheConfig to_config(const ckv_config* config) {
   to.store = {.residency = to_enum<Residency>(c.residency),
               .device_bytes = c.device_bytes,
               .host_bytes = c.host_bytes,
+              .cold_path = c.cold_path == nullptr ? "" : c.cold_path,
               .live_tokens = c.live_tokens,
               .retention = to_enum<Retention>(c.retention),
-              .retain_steps = c.retain_steps};
+              .retain_steps = c.retain_steps,
+              .misses = to_enum<Misses>(c.misses),
+              .transfer_tokens = c.transfer_tokens};
   to.max_sequences = c.max_sequences;
   to.max_tokens = c.max_tokens;
   to.check_finite = c.check_finite != 0;
@@ -85,10 +88,13 @@ void fill_config(const CacheConfig& from, ckv_config& to) {
         .dense_threshold = s.dense_threshold,
         .device_bytes = st.device_bytes,
         .host_bytes = st.host_bytes,
+        .cold_path = st.cold_path.empty() ? nullptr : st.cold_path.c_str(),
         .live_tokens = st.live_tokens,
         .residency = number(st.residency),
         .retention = number(st.retention),
         .retain_steps = st.retain_steps,
+        .misses = number(st.misses),
+        .transfer_tokens = st.transfer_tokens,
         .check_finite = from.check_finite ? 1 : 0,
         .max_tokens = from.max_tokens,
         .max_sequences = from.max_sequences};
@@ -108,6 +114,7 @@ void fill_needs(const MemoryNeeds& from, ckv_memory_needs* to) {
                         .device_bytes = from.device_bytes,
                         .pinned_bytes = from.pinned_bytes,
                         .host_bytes = from.host_bytes,
+                        .file_bytes = from.file_bytes,
                         .workspace_bytes = from.workspace_bytes,
                         .workspace_pinned_bytes = from.workspace_pinned_bytes};
 }
@@ -165,6 +172,8 @@ void fill_step_stats(const StepStats& from, ckv_step_stats& to) {
         .row_bytes = from.row_bytes,
         .index_bytes = from.index_bytes,
         .value_mean_bytes = from.value_mean_bytes,
+        .estimated_clusters = from.estimated_clusters,
+        .estimated_tokens = from.estimated_tokens,
         .estimates = from.estimates,
         .estimated_mass = from.estimated_mass};
 }
@@ -187,7 +196,8 @@ void fill_stats(const CacheStats& from, ckv_stats* stats) {
         .clusters = from.clusters,
         .live_sequences = from.live_sequences,
         .live_tokens = from.live_tokens,
-        .held_bytes = from.held_bytes};
+        .held_bytes = from.held_bytes,
+        .host_bytes = from.host_bytes};
 }
 
 }  // namespace clusterkv::c

@@ -31,6 +31,7 @@ constexpr std::array kCodes = {Code{CKV_CONFIG_ERROR, is<ConfigError>},
                                Code{CKV_CUDA_ERROR, is<CudaError>},
                                Code{CKV_OUT_OF_MEMORY, is<OutOfMemory>},
                                Code{CKV_FORMAT_ERROR, is<FormatError>},
+                               Code{CKV_FILE_ERROR, is<FileError>},
                                Code{CKV_ARGUMENT_ERROR, is<ArgumentError>},
                                Code{CKV_CALLBACK_ERROR, is<CallbackError>}};
 
@@ -101,6 +102,7 @@ const char* ckv_status_name(ckv_status status) {
                                            "CKV_CUDA_ERROR",
                                            "CKV_OUT_OF_MEMORY",
                                            "CKV_FORMAT_ERROR",
+                                           "CKV_FILE_ERROR",
                                            "CKV_ARGUMENT_ERROR",
                                            "CKV_CALLBACK_ERROR",
                                            "CKV_OTHER_ERROR"};

@@ -152,6 +152,7 @@ void Core::check_rows(std::span<const StepRow> rows, const PlanLimits& limits, b
         context_tokens, most_context);
   }
   check_live_pages(rows);
+  check_row_pages(rows);
   pools_.reserve_copies(static_cast<std::size_t>(limits.max_rows), capacity_.sink_pages);
   for (const StepRow& row : rows) {
     if (row.id == kNoSequence) continue;
@@ -186,6 +187,31 @@ void Core::check_live_pages(std::span<const StepRow> rows) const {
     }
     free -= wanted;
   }
+}
+
+/// A page that several rows share is counted as if each had to copy it. Copies go to some of the next free
+/// pages.
+void Core::check_row_pages(std::span<const StepRow> rows) {
+  std::int64_t taken = 0;
+  bool copies = false;
+  for (const StepRow& row : rows) {
+    if (row.id == kNoSequence) continue;
+    const Sequence::RowPages pages = find(row.id).decide_row_pages(row, pools_, seal_sizes_);
+    taken += pages.taken;
+    if (capacity_.host_is_bound && taken > pools_.rows.num_free()) {
+      fail<CapacityError>(
+          "rows: {} new tokens of sequence {} fill segments in {} more pages of {} tokens, "
+          "expected "
+          "at most {} (store.host_bytes)",
+          row.num_new_tokens, number(row.id), taken, kPageRows, pools_.rows.num_free());
+    }
+    if (!pages.copied) continue;
+    stages_->prepare_copy(*pages.copied, PageUse::kCopiedFrom);
+    copies = true;
+  }
+  if (!copies) return;
+  pools_.rows.for_each_free(
+      taken, [&](std::uint32_t page) { stages_->prepare_copy(page, PageUse::kCopiedTo); });
 }
 
 void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, const Stream& stream) {
@@ -350,6 +376,7 @@ CacheStats Core::read_stats() const {
   stats.live_sequences = static_cast<std::int64_t>(sequences_.size());
   stats.live_tokens = pools_.tokens;
   stats.held_bytes = find_held_bytes(resolved_, pools_, rows_);
+  stats.host_bytes = find_host_bytes(resolved_, pools_);
   return stats;
 }
 

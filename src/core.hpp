@@ -78,6 +78,7 @@ class Core {
   void check_not_capturing(const Stream& stream) const;
   void check_row(const StepRow& row, const PlanLimits& limits) const;
   void check_live_pages(std::span<const StepRow> rows) const;
+  void check_row_pages(std::span<const StepRow> rows);
   void begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, const Stream& stream);
   void check_step(int layer, const DecodePlan& plan) const;
   void check_append(int layer, const DecodePlan& plan, const TensorView& key,

@@ -8,7 +8,7 @@
 #include "kernels/common/cpu/isa.hpp"
 #include "kernels/common/tuning.hpp"
 #include "src/index/cluster_index.hpp"
-#include "src/recall/row_stores.hpp"
+#include "src/recall/stored_rows.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
 #include "src/stages.hpp"
@@ -20,10 +20,6 @@ using runtime::fail;
 
 namespace {
 
-std::size_t stored_bytes(const CacheConfig& c, Rows rows) {
-  return recall::RowArena::bytes(c.model, stored_pages(runtime::capacity_of(c), rows));
-}
-
 /// Why there can be no stores for a config whose fields are in range; null if there can.
 const char* find_size_fault(const CacheConfig& c, const BackendInfo& backend, Rows rows) {
   const Capacity capacity = runtime::capacity_of(c);
@@ -32,7 +28,8 @@ const char* find_size_fault(const CacheConfig& c, const BackendInfo& backend, Ro
     return "max_sequences: expected sinks and pending tokens in at most 2^32 rows";
   }
   const MemoryNeeds needs = backend.find_needs(c, {}, rows);
-  if (!(Size(needs.device_bytes) + needs.pinned_bytes + needs.host_bytes).fits()) {
+  const Size memory = Size(needs.device_bytes) + needs.pinned_bytes + needs.host_bytes;
+  if (!(memory + needs.file_bytes).fits()) {
     return "max_tokens: expected stores of less than 2^63 bytes";
   }
   return nullptr;
@@ -41,7 +38,11 @@ const char* find_size_fault(const CacheConfig& c, const BackendInfo& backend, Ro
 /// A selector has no store for rows.
 CacheConfig resolved_for(const CacheConfig& config, const BackendInfo& backend, Rows rows) {
   CacheConfig result = runtime::resolved(config, backend.residency);
-  if (rows == Rows::kElsewhere) result.store.residency = Residency::kDevice;
+  if (rows == Rows::kElsewhere) {
+    result.store.residency = Residency::kDevice;
+    result.store.cold_path.clear();
+    result.store.misses = Misses::kCopyMisses;
+  }
   return result;
 }
 
@@ -78,6 +79,11 @@ std::int64_t find_held_bytes(const CacheConfig& resolved, const PagePools& pools
   return static_cast<std::int64_t>(bytes.get());
 }
 
+std::int64_t find_host_bytes(const CacheConfig& resolved, const PagePools& pools) {
+  if (resolved.store.residency != Residency::kHost) return 0;
+  return pools.rows.num_held() * static_cast<std::int64_t>(runtime::row_page_bytes(resolved));
+}
+
 std::int64_t stored_pages(const Capacity& capacity, Rows rows) {
   return rows == Rows::kKept ? capacity.row_pages : 0;
 }
@@ -106,10 +112,10 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
   }
   const StoreConfig& store = result.store;
   if (store.residency == Residency::kHost && store.host_bytes > 0) {
-    const std::size_t needed = stored_bytes(result, rows);
-    if (needed > store.host_bytes) {
-      fail<ConfigError>("store.host_bytes: {}, expected 0 or at least the {} of max_tokens {}",
-                        store.host_bytes, needed, result.max_tokens);
+    const std::size_t page = runtime::row_page_bytes(result);
+    if (page > store.host_bytes) {
+      fail<ConfigError>("store.host_bytes: {}, expected 0 or at least the {} of {} tokens",
+                        store.host_bytes, page, kPageRows);
     }
   }
   return result;

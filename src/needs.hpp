@@ -29,6 +29,9 @@ MemoryNeeds find_needs(const CacheConfig& config, Backend backend, const PlanLim
 /// Bytes of the stores that sequences hold now.
 std::int64_t find_held_bytes(const CacheConfig& resolved, const PagePools& pools, Rows rows);
 
+/// Those of them that store.host_bytes bounds.
+std::int64_t find_host_bytes(const CacheConfig& resolved, const PagePools& pools);
+
 /// Pages of the store for clustered rows.
 std::int64_t stored_pages(const runtime::Capacity& capacity, Rows rows);
 

@@ -36,6 +36,7 @@ class BlockWriter final : public PartVisitor {
  public:
   explicit BlockWriter(const WriteFn& write) : write_(write) {}
   void visit(std::span<std::byte> part) override;
+  [[nodiscard]] bool fills_parts() const override { return false; }
   void end_block() override;
 
  private:
@@ -48,6 +49,7 @@ class BlockReader final : public PartVisitor {
   explicit BlockReader(const ReadFn& read) : read_(read) {}
   /// \throws FormatError  if there are not so many bytes
   void visit(std::span<std::byte> part) override;
+  [[nodiscard]] bool fills_parts() const override { return true; }
   /// \throws FormatError  if the checksum is another
   void end_block() override;
 

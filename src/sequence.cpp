@@ -2,6 +2,7 @@
 #include "src/sequence.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/cluster/rules.hpp"
 #include "kernels/index/rules.hpp"
@@ -112,6 +113,20 @@ Sequence::LivePages Sequence::decide_live_pages(const StepRow& row, const PagePo
     result.copied += pools.live.is_shared(live_pages_[page]) ? 1 : 0;
   });
   return result;
+}
+
+Sequence::RowPages Sequence::decide_row_pages(const StepRow& row, const PagePools& pools,
+                                              std::vector<int>& sizes) const {
+  decide_seals(row, sizes);
+  if (sizes.empty()) return {};
+  const std::int64_t sealed = std::accumulate(sizes.begin(), sizes.end(), std::int64_t{0});
+  const auto held = static_cast<std::int64_t>(row_pages_.size());
+  RowPages pages{pages_for(segment_rows() + sealed) - held, {}};
+  if (segment_rows() % kPageRows != 0 && pools.rows.is_shared(row_pages_.back())) {
+    pages.copied = row_pages_.back();
+    ++pages.taken;
+  }
+  return pages;
 }
 
 void Sequence::begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools) {

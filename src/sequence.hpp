@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -82,6 +83,15 @@ class Sequence {
     std::int64_t copied;  ///< taken too, instead of shared ones
   };
   [[nodiscard]] LivePages decide_live_pages(const StepRow& row, const PagePools& pools) const;
+
+  /// Pages of the row store that begin_step() will take, at most, and a shared one that it will copy.
+  struct RowPages {
+    std::int64_t taken;
+    std::optional<std::uint32_t> copied;
+  };
+  /// \param sizes  scratch
+  [[nodiscard]] RowPages decide_row_pages(const StepRow& row, const PagePools& pools,
+                                          std::vector<int>& sizes) const;
 
   /// Advances the length. Nothing can fail here: pools are sized for max_tokens, live pages were counted.
   void begin_step(const StepRow& row, std::uint32_t plan_number, PagePools& pools);

@@ -35,6 +35,8 @@ struct RestoredRows {
   const std::uint32_t* live_pages;  ///< written from row 0 on, in token order
 };
 
+enum class PageUse : std::uint8_t { kCopiedFrom, kCopiedTo };
+
 /// Arguments of ClusterSelector::to_paged().
 struct PagedTarget {
   const TensorView& block_table;
@@ -48,6 +50,8 @@ class PartVisitor {
  public:
   virtual ~PartVisitor() = default;
   virtual void visit(std::span<std::byte> part) = 0;
+  /// Whether visit() writes to parts, or reads them.
+  [[nodiscard]] virtual bool fills_parts() const = 0;
   /// The parts since the last call belong together.
   virtual void end_block() = 0;
 };
@@ -95,6 +99,9 @@ class Stages {
   [[nodiscard]] virtual Selection selection(const LayerCall& call) const = 0;
 
   // -------------------------------------------------------------------------- fork, truncate
+  /// Before copy_pages(), while a step may still fail: a page of the row store that it will read, or may
+  /// write. \throws FileError
+  virtual void prepare_copy(std::uint32_t page, PageUse use) const = 0;
   /// Pages of the row store, with token positions, and of the live store: one after the other, in all
   /// layers. Nothing can fail here: a step has begun.
   virtual void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,

@@ -55,6 +55,9 @@ class FilledCache {
   /// Full attention over the keys and values of the next layer in turn, where the engine has them.
   void dense(Executor& executor, Layout layout = Layout::kHnd);
 
+  [[nodiscard]] const ClusterKVCache& cache() const { return cache_; }
+  [[nodiscard]] SequenceId sequence(int i) const { return rows_[static_cast<std::size_t>(i)].id; }
+
   /// Of one attend(), the mean over those since step().
   struct Work {
     double index_bytes, value_mean_bytes, row_bytes;

@@ -11,8 +11,8 @@
 // kv_cache.hpp says about threads holds, a plan being part of its cache.
 //
 // Errors of every call, not named again: CKV_ARGUMENT_ERROR for a NULL where none is allowed or an
-// unknown struct_size; CKV_OUT_OF_MEMORY; CKV_SHAPE_ERROR and CKV_DTYPE_ERROR for a tensor of another
-// form. `stream` and `error` may always be NULL, other pointers where it says so.
+// unknown struct_size; CKV_OUT_OF_MEMORY; with a cold_path CKV_FILE_ERROR; CKV_SHAPE_ERROR and
+// CKV_DTYPE_ERROR for a tensor of another form. `stream` and `error` may always be NULL, other pointers where it says so.
 #pragma once
 
 #include "clusterkv/c_step.h"
@@ -71,7 +71,7 @@ ckv_status ckv_cache_create(const ckv_config* config, const ckv_resources* resou
                             ckv_cache** cache, ckv_error* error);
 /// CKV_STEP_ERROR while it has plans. NULL: nothing.
 ckv_status ckv_cache_destroy(ckv_cache* cache, ckv_error* error);
-/// As it was given; `layers` is valid as long as the cache.
+/// As it was given; `layers` and `cold_path` are valid as long as the cache.
 ckv_status ckv_cache_config(const ckv_cache* cache, ckv_config* config, ckv_error* error);
 
 /// A new sequence of length 0. CKV_CAPACITY_ERROR if max_sequences are live.

@@ -41,6 +41,7 @@ typedef struct ckv_memory_needs {
   size_t device_bytes;
   size_t pinned_bytes;
   size_t host_bytes;
+  size_t file_bytes;
   size_t workspace_bytes;
   size_t workspace_pinned_bytes;
 } ckv_memory_needs;
@@ -146,6 +147,8 @@ typedef struct ckv_step_stats {
   int64_t row_bytes;
   int64_t index_bytes;
   int64_t value_mean_bytes;
+  int64_t estimated_clusters;
+  int64_t estimated_tokens;
   int64_t estimates;
   double estimated_mass;
 } ckv_step_stats;
@@ -163,6 +166,7 @@ typedef struct ckv_stats {
   int64_t live_sequences;
   int64_t live_tokens;
   int64_t held_bytes;
+  int64_t host_bytes;
 } ckv_stats;
 
 #ifdef __cplusplus

@@ -33,9 +33,10 @@ enum {
   CKV_CUDA_ERROR = 9,
   CKV_OUT_OF_MEMORY = 10,  ///< of a memory resource, or of the process
   CKV_FORMAT_ERROR = 11,
-  CKV_ARGUMENT_ERROR = 12,  ///< a pointer is NULL, or a struct_size is unknown
-  CKV_CALLBACK_ERROR = 13,  ///< a function of the caller's said that it failed
-  CKV_OTHER_ERROR = 14      ///< anything else, such as what a callback in C++ threw
+  CKV_FILE_ERROR = 12,
+  CKV_ARGUMENT_ERROR = 13,  ///< a pointer is NULL, or a struct_size is unknown
+  CKV_CALLBACK_ERROR = 14,  ///< a function of the caller's said that it failed
+  CKV_OTHER_ERROR = 15      ///< anything else, such as what a callback in C++ threw
 };
 
 /// Filled by the call that it was given to; nothing is kept elsewhere. Texts end with a zero, and are
@@ -99,6 +100,7 @@ enum { CKV_GROUPING_SHARED = 0, CKV_GROUPING_PER_QUERY_HEAD = 1 };   // HeadGrou
 enum { CKV_TAIL_NONE = 0, CKV_TAIL_MEAN = 1, CKV_TAIL_SECOND_MOMENT = 2 };
 enum { CKV_RESIDENCY_AUTO = 0, CKV_RESIDENCY_DEVICE = 1, CKV_RESIDENCY_HOST = 2 };
 enum { CKV_RETENTION_LRU = 0, CKV_RETENTION_RETAIN_STEPS = 1 };
+enum { CKV_MISSES_COPY = 0, CKV_MISSES_ESTIMATE = 1 };
 
 /// CacheConfig. Fill it with ckv_config_standard() or ckv_config_paper(), then set the model,
 /// max_sequences and max_tokens.
@@ -134,10 +136,13 @@ typedef struct ckv_config {
   // store
   size_t device_bytes;
   size_t host_bytes;
+  const char* cold_path;  ///< NULL: none
   int64_t live_tokens;
   int32_t residency;
   int32_t retention;
   int32_t retain_steps;
+  int32_t misses;
+  int32_t transfer_tokens;
 
   int32_t check_finite;  ///< 0 or 1
   int64_t max_tokens;

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "clusterkv/types.hpp"
@@ -41,7 +42,7 @@ enum class Tail : std::uint8_t {
 
 /// Where the rows of clustered tokens lie.
 enum class Residency : std::uint8_t {
-  kAuto,    ///< CPU: kDevice; CUDA: kHost
+  kAuto,    ///< CPU: kDevice, or kHost with a cold_path; CUDA: kHost
   kDevice,  ///< beside the index, read in place
   kHost,    ///< in the host store; selected rows are recalled into a bounded pool of slots
 };
@@ -50,6 +51,12 @@ enum class Residency : std::uint8_t {
 enum class Retention : std::uint8_t {
   kLru,          ///< until their slot is needed (second chance)
   kRetainSteps,  ///< while selected in one of the last `retain_steps` steps (the paper)
+};
+
+/// What becomes of selected rows that are not in the slot pool.
+enum class Misses : std::uint8_t {
+  kCopyMisses,      ///< they are copied, however many there are
+  kEstimateMisses,  ///< `transfer_tokens` are copied; clusters that want more go to the tail
 };
 
 /// The attention of one model, as held by this process. No defaults: the engine knows them.
@@ -91,14 +98,31 @@ struct SelectConfig {
 
 struct StoreConfig {
   Residency residency = Residency::kAuto;
-  std::size_t device_bytes = 0;  ///< bytes of the slot pool; 0: 4 x budget rows a sequence
-  std::size_t host_bytes = 0;    ///< the most the host store may take; 0: as max_tokens needs
+  /// Bytes of the slot pool; 0: 4 x budget rows a sequence. When it is full, quads of earlier steps make room,
+  /// as `retention` says; what the running step needs beyond that is read in place.
+  std::size_t device_bytes = 0;
+  /// The most memory that the host store may take; 0: as max_tokens needs. A cold store's file is not counted.
+  /// A step or load() that wants more is refused with CapacityError: its rows are nowhere else, so that only
+  /// the caller can say whose may go.
+  std::size_t host_bytes = 0;
+  /// A directory on a local disk: the rows of the host store lie there, in a file without a name, so that
+  /// they may exceed memory. Selected rows are read from it into the slot pool. Those of dense layers, which
+  /// read all of theirs, stay in memory. The file is as large as max_tokens needs from the beginning, and is
+  /// gone with the cache. CPU on Linux 5.14 or later. Empty: rows lie in memory.
+  std::string cold_path = {};
   /// Sinks and pending tokens of all sequences together, at most; they lie beside the index. 0:
   /// max_tokens, so that a prompt may come in one piece. Less is enough where prompts come in chunks: a
   /// sequence holds sinks, up to segment_tokens, and the chunk.
   std::int64_t live_tokens = 0;
   Retention retention = Retention::kLru;
   int retain_steps = 1;  ///< 1 .. 64
+  /// kEstimateMisses bounds what a step waits for. It takes Residency::kHost and a tail, and is the one setting
+  /// with which an answer depends on what was attended before. CPU backend.
+  Misses misses = Misses::kCopyMisses;
+  /// With kEstimateMisses: rows that a step may bring from the host store, in whole quads (4 rows), for each
+  /// sequence, layer and KV head; 4 .. 2^24. Sequences and layers that attend to everything have no tail and
+  /// copy what they need. Else 0.
+  int transfer_tokens = 0;
 };
 
 struct CacheConfig {

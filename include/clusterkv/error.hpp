@@ -65,7 +65,7 @@ class CudaError : public Error {
   using Error::Error;
 };
 
-/// A MemoryResource could not give the memory asked for.
+/// A MemoryResource, or the disk of store.cold_path, could not give the memory asked for.
 class OutOfMemory : public Error {
  public:
   using Error::Error;
@@ -73,6 +73,13 @@ class OutOfMemory : public Error {
 
 /// A file or byte stream is damaged, cut off, or not of the format it claims.
 class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The file of store.cold_path cannot be made, or its disk does not deliver what was stored there. The
+/// sequences are as before the call: it may be made again.
+class FileError : public Error {
  public:
   using Error::Error;
 };

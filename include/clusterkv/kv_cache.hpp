@@ -35,8 +35,11 @@ struct Resources {
 /// The next plan() of a sequence requires that every layer was appended.
 ///
 /// Guarantees: the same bits for any batch composition, any cut of a prompt into chunks, any
-/// residency and any number of threads. A call that throws leaves the cache as it was. No call
+/// residency and any number of threads (not with kEstimateMisses, see StoreConfig). A call that throws leaves the cache as it was. No call
 /// keeps a pointer into its arguments but plan(), which keeps the workspace.
+///
+/// With store.cold_path every call that reads or writes clustered rows may throw FileError. It can be made
+/// again; slots may hold fewer rows then.
 ///
 /// CUDA: tensors lie in device or pinned memory. Calls enqueue on their stream and return; all calls of a
 /// cache take the same stream, or streams that the caller orders. append() and attend() may be captured into
@@ -59,7 +62,8 @@ class ClusterKVCache {
   /// Reserves all stores for max_sequences and max_tokens.
   /// \throws ConfigError         if a field is out of range (the message names it)
   /// \throws BackendUnavailable  if the backend was not built
-  /// \throws OutOfMemory         if `resources.memory` has not enough
+  /// \throws OutOfMemory         if `resources.memory`, or the disk of store.cold_path, has not enough
+  /// \throws FileError           if no file can be made in store.cold_path
   explicit ClusterKVCache(const CacheConfig& config, const Resources& resources = {});
   ~ClusterKVCache();
   ClusterKVCache(ClusterKVCache&&) noexcept;
@@ -129,7 +133,8 @@ class ClusterKVCache {
   /// `cluster` and `select.dense_layers`; all else may differ. Reads no byte more than was saved.
   /// \throws FormatError         if the bytes end early, are damaged, of another version or of a cache
   ///         with other settings (the message names the first)
-  /// \throws CapacityError       if max_sequences are live, or max_tokens or store.live_tokens has no room
+  /// \throws CapacityError       if max_sequences are live, or max_tokens, store.live_tokens or
+  ///         store.host_bytes has no room
   /// \throws ValueError          if `read` is empty or says it read more than it was asked for
   /// \throws BackendUnavailable  with CUDA: not there yet
   /// Cost: as save(). Takes no memory but pages, for which all sizes are checked before.
@@ -152,7 +157,8 @@ class ClusterKVCache {
   /// \throws ShapeError       if rows are too many or too few, repeated, or a count is out of range
   /// \throws UnknownSequence  if an id is not live
   /// \throws StepError        if a layer of a sequence's last step was left out
-  /// \throws CapacityError    if max_tokens, a limit or the workspace is too small
+  /// \throws CapacityError    if max_tokens, store.live_tokens, store.host_bytes, a limit or the workspace is
+  ///         too small
   /// Cost: host work only, O(rows).
   DecodePlan plan(std::span<const StepRow> rows, const PlanLimits& limits, Workspace workspace,
                   Stream stream = {});

@@ -27,8 +27,11 @@ struct StepStats {
   std::int64_t row_bytes = 0;         ///< K and V rows read by attention
   std::int64_t index_bytes = 0;       ///< centroids, scales, spreads and sizes read by selection
   std::int64_t value_mean_bytes = 0;  ///< value means read by the tail
-  std::int64_t estimates = 0;         ///< (query row, layer, query head) with a tail
-  double estimated_mass = 0;          ///< sum over them of the softmax mass given to the tail
+  /// Chosen clusters, and rows of them, that kEstimateMisses left to the tail. They do not count as selected.
+  std::int64_t estimated_clusters = 0;
+  std::int64_t estimated_tokens = 0;
+  std::int64_t estimates = 0;  ///< (query row, layer, query head) with a tail
+  double estimated_mass = 0;   ///< sum over them of the softmax mass given to the tail
 
   [[nodiscard]] std::int64_t bytes_touched() const noexcept {
     return row_bytes + index_bytes + value_mean_bytes;
@@ -49,6 +52,7 @@ struct CacheStats {
   /// Tokens of all sequences, as max_tokens bounds them: those of a segment that forks share count once.
   std::int64_t live_tokens = 0;
   std::int64_t held_bytes = 0;  ///< of the stores, in pages that some sequence holds
+  std::int64_t host_bytes = 0;  ///< of those, in the host store: what store.host_bytes bounds
 };
 
 }  // namespace v0

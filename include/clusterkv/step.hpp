@@ -47,6 +47,7 @@ struct MemoryNeeds {
   std::size_t device_bytes = 0;  ///< index, sinks, pending tokens, slots; on the CPU: host memory
   std::size_t pinned_bytes = 0;  ///< host store of the CUDA backend
   std::size_t host_bytes = 0;    ///< host store of the CPU backend with Residency::kHost
+  std::size_t file_bytes = 0;    ///< file of store.cold_path
   std::size_t workspace_bytes = 0;
   std::size_t workspace_pinned_bytes = 0;
 };

@@ -38,7 +38,7 @@ struct ReadParams {
 /// Quads from the store to slots.
 struct QuadCopy {
   std::uint32_t quad;
-  std::uint32_t slot;
+  std::uint32_t slot;  ///< kNoSlot: none, read where it is
 };
 struct CopyParams {
   RowStore stored;

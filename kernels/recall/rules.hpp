@@ -15,6 +15,20 @@ CLUSTERKV_HD inline std::uint32_t quad_of(std::uint32_t row) {
   return row / static_cast<std::uint32_t>(kQuadRows);
 }
 
+/// With kEstimateMisses: quads that a plan row and KV head must bring in are numbered from 0, in the order of
+/// its lists, each once. Those from the limit on are left where they are, and so is every cluster that
+/// touches one: it leaves its list, and its mass goes to the tail. Those before it are brought in, also where
+/// their cluster leaves: it will be asked for again.
+CLUSTERKV_HD inline bool is_left(int number, int max_transfers) {
+  return number >= max_transfers;
+}
+inline constexpr int kNoLimit = 0x7fffffff;
+
+/// Whole quads of StoreConfig::transfer_tokens.
+CLUSTERKV_HD constexpr int max_transfers(int transfer_tokens) {
+  return transfer_tokens / kQuadRows;
+}
+
 /// State of a slot. `stamp` is the number of the plan that last used it; 0: never.
 struct SlotState {
   std::uint32_t owner;  ///< quad of the store; kNoQuad: empty

@@ -39,7 +39,7 @@ CLUSTERKV_HD inline float score(float z, float w) {
 }
 
 /// A soft cap f makes f(z) of z, and of w what it leaves of the spread: w max(0, f'^2 + f''), as the mean of
-/// e^f(x) over logits x around z is e^f(z) (1 + w (f'^2 + f'')) to second order (docs/decisions/009).
+/// e^f(x) over logits x around z is e^f(z) (1 + w (f'^2 + f'')) to second order (docs/decisions/010).
 CLUSTERKV_HD inline void cap_score(const Softcap& softcap, float& z, float& w) {
   const float tanh = tanh_fixed(z * softcap.inverse);
   const float slope = 1.0F - tanh * tanh;

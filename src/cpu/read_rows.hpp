@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include "src/index/cluster_index.hpp"
-#include "src/recall/row_stores.hpp"
+#include "src/recall/stored_rows.hpp"
 #include "src/stages.hpp"
 
 namespace clusterkv::cpu {
+
+using recall::Access;
 
 /// Where the rows of one layer lie.
 struct RowSource {
@@ -14,7 +18,29 @@ struct RowSource {
   std::uint32_t* positions;
   std::int64_t positions_stride;
   int num_kv_heads;
+  const recall::StoredRows* rows;  ///< `stored` is a layer of it
+  int layer;
+
+  /// Before rows of `stored` are touched. \throws FileError
+  void fetch(int head, std::uint32_t row, std::int64_t count, Access access) const {
+    rows->fetch(layer, head, {row, count}, access);
+  }
 };
+
+/// visit(row, count) for logical rows [first, last) of a page table, where they lie together.
+template <class Visit>
+void for_each_page_run(const std::uint32_t* pages, std::int64_t first, std::int64_t last,
+                       const Visit& visit) {
+  while (first < last) {
+    const std::int64_t end = std::min(last, (first / kPageRows + 1) * kPageRows);
+    visit(paged_row(pages, first), end - first);
+    first = end;
+  }
+}
+
+/// All rows of a segment, in all heads, before some are touched. \throws FileError
+void fetch_segment(const RowSource& source, const SegmentView& segment,
+                   const std::uint32_t* row_pages, Access access);
 
 /// visit(row, token) for the rows of a segment and KV head whose tokens are in [first, last): row of the
 /// store, position. They are in cluster order, another one for each head: looks at all of them.

@@ -17,17 +17,6 @@ std::span<std::byte> bytes_of(T* data, std::int64_t count) {
   return {reinterpret_cast<std::byte*>(data), static_cast<std::size_t>(count) * sizeof(T)};
 }
 
-/// visit(row, count) for logical rows [first, last) of a page table, where they lie together.
-template <class Visit>
-void for_each_page_run(const std::uint32_t* pages, std::int64_t first, std::int64_t last,
-                       const Visit& visit) {
-  while (first < last) {
-    const std::int64_t end = std::min(last, (first / kPageRows + 1) * kPageRows);
-    visit(paged_row(pages, first), end - first);
-    first = end;
-  }
-}
-
 void visit_rows(const RowStore& store, int head, std::uint32_t row, std::int64_t count,
                 PartVisitor& visitor) {
   visitor.visit(bytes_of(store.row(head, row), count * static_cast<std::int64_t>(store.row_bytes)));
@@ -103,6 +92,8 @@ void visit_parts(const SavedPlane& plane, const Sequence& sequence, PartVisitor&
   for_each_page_run(sequence.row_pages().data(), 0, sequence.segment_rows(),
                     [&](std::uint32_t row, std::int64_t count) {
                       if (plane.layer.stored.base != nullptr) {
+                        plane.layer.fetch(head, row, count,
+                                          visitor.fills_parts() ? Access::kWrite : Access::kRead);
                         visit_rows(plane.layer.stored, head, row, count, visitor);
                       }
                       visitor.visit(bytes_of(positions + row, count));

@@ -28,8 +28,12 @@ int num_rows(const LayerCall& call) {
   return static_cast<int>(call.plan.rows.size());
 }
 
-const char* find_fault(const CacheConfig&, Rows) {
-  return nullptr;
+const char* find_fault(const CacheConfig& config, Rows) {
+  if (config.store.misses == Misses::kEstimateMisses &&
+      config.store.residency != Residency::kHost) {
+    return "store.misses: kEstimateMisses, expected with Residency::kHost";
+  }
+  return config.store.cold_path.empty() ? nullptr : runtime::ColdFile::find_fault();
 }
 
 std::unique_ptr<Stages> make(const CacheConfig& config, const Resources& resources, Rows rows) {
@@ -46,21 +50,22 @@ CpuStages::CpuStages(const CacheConfig& config, const Resources& resources, Rows
       index_(config_, runtime::capacity_of(config_), memory_or_default(resources)),
       live_(model_, runtime::capacity_of(config_).live_pages, memory_or_default(resources),
             "live rows"),
-      stored_(model_, stored_pages(runtime::capacity_of(config_), rows),
-              memory_or_default(resources), "row store"),
+      stored_(config_, stored_pages(runtime::capacity_of(config_), rows),
+              memory_or_default(resources)),
       slots_(config_, runtime::capacity_of(config_), memory_or_default(resources)),
       sealer_(config_, memory_or_default(resources)) {}
 
 MemoryNeeds CpuStages::needs(const CacheConfig& config, const PlanLimits& limits, Rows rows) {
   const runtime::Capacity capacity = runtime::capacity_of(config);
-  const Size stored = recall::RowArena::bytes(config.model, stored_pages(capacity, rows));
+  const auto stored = recall::StoredRows::bytes(config, stored_pages(capacity, rows));
   const bool on_host = config.store.residency == Residency::kHost;
   const Size fixed = Size(index::ClusterIndex::bytes(config, capacity)) +
                      recall::RowArena::bytes(config.model, capacity.live_pages) +
                      recall::SlotPools::bytes(config, capacity) + Sealer::initial_bytes(config);
   MemoryNeeds needs;
-  needs.device_bytes = (fixed + (on_host ? Size(0) : stored)).get();
-  needs.host_bytes = on_host ? stored.get() : 0;
+  needs.device_bytes = (fixed + (on_host ? 0 : stored.memory)).get();
+  needs.host_bytes = on_host ? stored.memory : 0;
+  needs.file_bytes = stored.file;
   needs.workspace_bytes = scratch_bytes(config, limits);
   return needs;
 }
@@ -108,6 +113,13 @@ bool CpuStages::all_finite(const TensorView& tensor, std::int64_t first, std::in
 }
 
 void CpuStages::append(const LayerCall& call, const TensorView& key, const TensorView& value) {
+  for (const PlanRow& row : call.plan.rows) {
+    if (row.sequence == nullptr) continue;
+    for (const Sequence::Sealing& sealing : row.sequence->sealing()) {
+      fetch_segment(row_source(call.layer), row.sequence->segment(sealing.segment),
+                    row.sequence->row_pages().data(), Access::kWrite);
+    }
+  }
   Executor& threads = executor(call.stream);
   const int heads = model_.num_kv_heads;
   const RowStore live = live_.layer(call.layer);
@@ -254,12 +266,17 @@ void CpuStages::recall(const LayerCall& call) {
     scratch.retain_from[row] =
         retain_from(config_.store, call.plan.rows[static_cast<std::size_t>(row)]);
   }
+  const int max_transfers = config_.store.misses == Misses::kEstimateMisses
+                                ? recall::max_transfers(config_.store.transfer_tokens)
+                                : recall::kNoLimit;
   slots_.recall(call.layer,
-                {.retain_from = scratch.retain_from,
+                {.rows = views(call),
+                 .retain_from = scratch.retain_from,
                  .lists = scratch.lists,
+                 .max_transfers = max_transfers,
                  .num_rows = num_rows(call),
                  .plan_number = call.plan.number,
-                 .stored = stored_.layer(call.layer),
+                 .stored = stored_,
                  .copies = scratch.copies,
                  .plans = scratch.recall_plans},
                 executor(call.stream));
@@ -271,6 +288,8 @@ void CpuStages::recall(const LayerCall& call) {
       stats->quad_misses += plan.misses;
       stats->quads_in_place += plan.in_place;
       stats->copied_bytes += plan.misses * quad_bytes;
+      stats->estimated_clusters += plan.left_clusters;
+      stats->estimated_tokens += plan.left_rows;
     }
   }
 }
@@ -300,6 +319,15 @@ void CpuStages::attend(const LayerCall& call, const AttentionOut& out,
 
 // ---------------------------------------------------------------------------- fork, truncate
 
+void CpuStages::prepare_copy(std::uint32_t page, PageUse use) const {
+  const Access access = use == PageUse::kCopiedFrom ? Access::kRead : Access::kWrite;
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    for (int head = 0; head < model_.num_kv_heads; ++head) {
+      row_source(layer).fetch(head, page * kPageRows, kPageRows, access);
+    }
+  }
+}
+
 void CpuStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                            const Stream&) {
   for (int layer = 0; layer < model_.num_layers; ++layer) {
@@ -309,6 +337,9 @@ void CpuStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageC
 
 void CpuStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
   const int heads = model_.num_kv_heads;
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    fetch_segment(row_source(layer), rows.segment, rows.row_pages, Access::kRead);
+  }
   runtime::parallel_for(executor(stream), model_.num_layers * heads, [&](int plane) {
     cpu::restore_rows(row_source(plane / heads), rows, plane % heads);
   });
@@ -343,7 +374,9 @@ RowSource CpuStages::row_source(int layer) const {
           .stored = stored_.layer(layer),
           .positions = index_.positions(layer),
           .positions_stride = index_.positions_stride(),
-          .num_kv_heads = model_.num_kv_heads};
+          .num_kv_heads = model_.num_kv_heads,
+          .rows = &stored_,
+          .layer = layer};
 }
 
 void CpuStages::token_ids(const LayerCall& call, const Selection& selection, const TensorView& ids,

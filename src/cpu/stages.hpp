@@ -36,6 +36,7 @@ class CpuStages final : public Stages {
               Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
+  void prepare_copy(std::uint32_t page, PageUse use) const override;
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
@@ -66,8 +67,8 @@ class CpuStages final : public Stages {
   std::unique_ptr<Executor> own_executor_;
   Executor* executor_;
   index::ClusterIndex index_;
-  recall::RowArena live_;    ///< sinks and pending tokens
-  recall::RowArena stored_;  ///< clustered tokens; empty if they stay with the engine
+  recall::RowArena live_;      ///< sinks and pending tokens
+  recall::StoredRows stored_;  ///< clustered tokens; empty if they stay with the engine
   recall::SlotPools slots_;
   Sealer sealer_;
   StepStats total_;

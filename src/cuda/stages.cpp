@@ -29,6 +29,10 @@ const char* find_fault(const CacheConfig& config, Rows) {
     return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
   }
   if (config.check_finite) return "check_finite: expected false with CUDA";
+  if (config.store.misses == Misses::kEstimateMisses) {
+    return "store.misses: kEstimateMisses is not supported with CUDA yet, expected kCopyMisses";
+  }
+  if (!config.store.cold_path.empty()) return "store.cold_path: not with CUDA, expected none";
   if (config.model.num_layers * config.model.num_kv_heads > 65535) {
     return "model.num_layers: expected at most 65535 layers by KV heads with CUDA";
   }

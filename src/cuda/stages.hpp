@@ -39,6 +39,7 @@ class CudaStages final : public Stages {
               Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
 
+  void prepare_copy(std::uint32_t, PageUse) const override {}
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "src/recall/recall_stage.hpp"
 
+#include <algorithm>
+#include <span>
+
 #include "kernels/common/carve.hpp"
 #include "src/runtime/parallel.hpp"
 
@@ -22,6 +25,57 @@ std::size_t plane_bytes(const CacheConfig& config, const runtime::Capacity& capa
 
 std::size_t directory_bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
   return (Size(num_planes(config)) * num_quads(capacity) * sizeof(std::uint32_t)).get();
+}
+
+/// visit(rows) for quads of a list that follow each other in the store.
+template <class Visit>
+void for_each_run(std::span<const QuadCopy> quads, const Visit& visit) {
+  for (std::size_t i = 0; i < quads.size();) {
+    const std::size_t begin = i++;
+    while (i < quads.size() && quads[i].quad == quads[i - 1].quad + 1) ++i;
+    visit(RowRun{quads[begin].quad * kQuadRows, static_cast<std::int64_t>(i - begin) * kQuadRows});
+  }
+}
+
+/// All that a plan reads, so that a disk is asked for all of it before anyone waits. Whether it is there.
+bool fetch_quads(const StoredRows& stored, int layer, int kv_head, const RecallPlan& plan) {
+  if (!stored.in_file(layer)) return true;
+  const std::span<const QuadCopy> quads(plan.copies, static_cast<std::size_t>(plan.num_copies));
+  for_each_run(quads, [&](const RowRun& run) { stored.expect(layer, kv_head, run); });
+  bool is_there = true;
+  for_each_run(quads, [&](const RowRun& run) {
+    is_there = is_there && stored.try_fetch(layer, kv_head, run, Access::kRead);
+  });
+  return is_there;
+}
+
+/// Takes clusters out of a list that touch a quad which is left where it is.
+void leave_out(const SlotPool& pool, const SelectionLists& lists, int row, int head,
+               RecallPlan& plan) {
+  std::int32_t* ids = lists.clusters_of(row, head);
+  std::int32_t* counts = lists.counts_of(row, head);
+  std::uint32_t* rows = lists.rows_of(row, head);
+  std::int32_t& num_clusters = lists.num_clusters[lists.list(row, head)];
+  const std::uint32_t* next = rows;
+  int kept = 0;
+  for (int i = 0; i < num_clusters; ++i) {
+    const std::uint32_t* first = next;
+    const int count = counts[i];
+    next += count;
+    if (std::any_of(first, next, [&](std::uint32_t r) { return pool.is_left_out(quad_of(r)); })) {
+      ++plan.left_clusters;
+      plan.left_rows += count;
+      continue;
+    }
+    rows = std::copy(first, next, rows);
+    ids[kept] = ids[i];
+    counts[kept++] = count;
+  }
+  std::fill(ids + kept, ids + num_clusters, -1);
+  std::fill(counts + kept, counts + num_clusters, 0);
+  num_clusters = kept;
+  lists.num_rows[lists.list(row, head)] =
+      static_cast<std::int32_t>(rows - lists.rows_of(row, head));
 }
 
 }  // namespace
@@ -60,7 +114,7 @@ SlotView SlotPools::layer(int layer) const {
 void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
   const SlotView view = SlotPools::layer(layer);
   const CopyParams copy{
-      .stored = step.stored, .slots = view.slots, .head_stride = view.head_stride};
+      .stored = step.stored.layer(layer), .slots = view.slots, .head_stride = view.head_stride};
   const int served = step.lists.selection_heads / num_kv_heads_;
   const std::int64_t copies_stride = std::int64_t{step.num_rows} * served * step.lists.capacity;
   runtime::parallel_for(executor, num_kv_heads_, [&](int kv_head) {
@@ -68,14 +122,30 @@ void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
     SlotPool& pool = pools_[plane(layer, kv_head)];
     for (int row = 0; row < step.num_rows; ++row) {
       const int first = kv_head * served;
-      const RecallRequest request{step.lists.rows_of(row, first),
-                                  step.lists.num_rows + step.lists.list(row, first), served,
-                                  step.lists.capacity};
-      pool.resolve(request, step.plan_number, step.retain_from[row], plan);
+      // What attends to everything has no tail.
+      const RecallRequest request{
+          step.lists.rows_of(row, first), step.lists.num_rows + step.lists.list(row, first), served,
+          step.lists.capacity, step.rows[row].is_scored() ? step.max_transfers : kNoLimit};
+      pool.look_up(request, step.plan_number, step.retain_from[row], plan);
+      if (plan.num_copies - plan.first_copy > request.max_transfers) {
+        for (int i = 0; i < served; ++i) leave_out(pool, step.lists, row, first + i, plan);
+      }
+      pool.give_slots(step.plan_number, plan);
     }
-    cpu().copy_quads(copy, kv_head, plan.copies, plan.num_copies);
+    plan.failed = !fetch_quads(step.stored, layer, kv_head, plan);
+    if (!plan.failed) cpu().copy_quads(copy, kv_head, plan.copies, plan.num_copies);
     step.plans[kv_head] = plan;
   });
+  bool failed = false;
+  for (int kv_head = 0; kv_head < num_kv_heads_; ++kv_head) {
+    const RecallPlan& plan = step.plans[kv_head];
+    if (!plan.failed) continue;
+    failed = true;
+    for (int i = 0; i < plan.num_copies; ++i) {
+      pools_[plane(layer, kv_head)].drop(plan.copies[i].quad, 1);
+    }
+  }
+  if (failed) step.stored.fail_fetch();
 }
 
 void SlotPools::drop(std::uint32_t first_quad, std::uint32_t count) noexcept {

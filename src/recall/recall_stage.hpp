@@ -9,6 +9,7 @@
 #include "clusterkv/memory.hpp"
 #include "src/recall/row_stores.hpp"
 #include "src/recall/slot_pool.hpp"
+#include "src/recall/stored_rows.hpp"
 #include "src/runtime/buffer.hpp"
 #include "src/runtime/capacity.hpp"
 
@@ -16,11 +17,13 @@ namespace clusterkv::recall {
 
 /// Arguments of one recall: all rows of a step, for one layer.
 struct RecallStep {
+  const SequenceView* rows;          ///< [num_rows]
   const std::uint32_t* retain_from;  ///< [num_rows]
-  SelectionLists lists;
+  SelectionLists lists;              ///< with a limit, clusters are taken out
+  int max_transfers;                 ///< quads that a plan row and KV head may bring in
   int num_rows;
   std::uint32_t plan_number;
-  RowStore stored;
+  const StoredRows& stored;
   QuadCopy* copies;   ///< scratch [kv_head, lists of a KV head * num_rows * capacity]
   RecallPlan* plans;  ///< written [kv_head]
 };
@@ -37,6 +40,7 @@ class SlotPools {
   [[nodiscard]] SlotView layer(int layer) const;
 
   /// Brings the selected quads of one layer into slots.
+  /// \throws FileError  if some cannot be read; the slots then have fewer quads
   void recall(int layer, const RecallStep& step, Executor& executor);
 
   /// Quads of the store hold other rows from now on, in all layers.

@@ -11,30 +11,61 @@ SlotPool::SlotPool(std::uint32_t* directory, std::int64_t num_quads, std::int64_
   std::fill(directory, directory + num_quads, kNoSlot);
 }
 
-void SlotPool::resolve(const RecallRequest& request, std::uint32_t plan_number,
+void SlotPool::look_up(const RecallRequest& request, std::uint32_t plan_number,
                        std::uint32_t retain_from, RecallPlan& plan) {
-  const int first_copy = plan.num_copies;
+  plan.first_copy = plan.num_copies;
+  plan.max_transfers = request.max_transfers;
   for (int list = 0; list < request.num_lists; ++list) {
     const std::uint32_t* rows = request.rows + std::int64_t{list} * request.capacity;
     std::uint32_t previous = kNoQuad;
     for (int i = 0; i < request.counts[list]; ++i) {
       const std::uint32_t quad = quad_of(rows[i]);
-      if (quad != previous) look_up(quad, plan_number, retain_from, plan);
+      if (quad != previous) look_up_quad(quad, plan_number, retain_from, plan);
       previous = quad;
     }
   }
-  give_slots(first_copy, plan_number, plan);
 }
 
-void SlotPool::give_slots(int first_copy, std::uint32_t plan_number, RecallPlan& plan) {
-  int copies = first_copy;
-  for (int i = first_copy; i < plan.num_copies; ++i) {
+void SlotPool::look_up_quad(std::uint32_t quad, std::uint32_t plan_number,
+                            std::uint32_t retain_from, RecallPlan& plan) {
+  const std::uint32_t found = directory_[quad];
+  if (found == kClaim || found == kLeft) return;
+  if (found == kNoSlot) return claim({quad, kNoSlot}, plan);
+  SlotState& slot = slots_[found];
+  const bool retained = is_retained(slot, retain_from);
+  const bool is_first = slot.stamp != plan_number;
+  slot.stamp = plan_number;
+  if (!is_first) return;  // another list, or another row, of this step brought it
+  if (!retained) return claim({quad, found}, plan);
+  slot.referenced = true;
+  ++plan.hits;
+}
+
+void SlotPool::claim(const QuadCopy& copy, RecallPlan& plan) {
+  if (is_left(plan.num_copies - plan.first_copy, plan.max_transfers)) {
+    if (copy.slot != kNoSlot) slots_[copy.slot] = {kNoQuad, 0, false};
+    directory_[copy.quad] = kLeft;
+    plan.copies[plan.num_copies++] = {copy.quad, kLeft};
+    return;
+  }
+  if (copy.slot == kNoSlot) directory_[copy.quad] = kClaim;
+  plan.copies[plan.num_copies++] = copy;
+}
+
+void SlotPool::give_slots(std::uint32_t plan_number, RecallPlan& plan) {
+  int copies = plan.first_copy;
+  for (int i = plan.first_copy; i < plan.num_copies; ++i) {
     QuadCopy copy = plan.copies[i];
+    if (copy.slot == kLeft) {
+      directory_[copy.quad] = kNoSlot;
+      continue;
+    }
     if (copy.slot == kNoSlot) {
       copy.slot = find_victim(plan_number);
       directory_[copy.quad] = copy.slot;
       if (copy.slot == kNoSlot) {
         ++plan.in_place;
+        plan.copies[copies++] = copy;
         continue;
       }
       SlotState& slot = slots_[copy.slot];
@@ -45,28 +76,6 @@ void SlotPool::give_slots(int first_copy, std::uint32_t plan_number, RecallPlan&
     plan.copies[copies++] = copy;
   }
   plan.num_copies = copies;
-}
-
-void SlotPool::look_up(std::uint32_t quad, std::uint32_t plan_number, std::uint32_t retain_from,
-                       RecallPlan& plan) {
-  const std::uint32_t found = directory_[quad];
-  if (found == kClaim) return;
-  if (found == kNoSlot) {
-    directory_[quad] = kClaim;
-    plan.copies[plan.num_copies++] = {quad, kNoSlot};
-    return;
-  }
-  SlotState& slot = slots_[found];
-  const bool retained = is_retained(slot, retain_from);
-  const bool is_first = slot.stamp != plan_number;
-  slot.stamp = plan_number;
-  if (!is_first) return;  // another list, or another row, of this step brought it
-  if (retained) {
-    slot.referenced = true;
-    ++plan.hits;
-  } else {
-    plan.copies[plan.num_copies++] = {quad, found};
-  }
 }
 
 std::uint32_t SlotPool::find_victim(std::uint32_t plan_number) noexcept {

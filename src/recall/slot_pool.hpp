@@ -16,15 +16,23 @@ struct RecallRequest {
   const std::int32_t* counts;  ///< [num_lists]
   int num_lists;
   int capacity;
+  int max_transfers = kNoLimit;  ///< quads that may be brought in
 };
 
 /// What must be copied, and how the look-ups went. Each quad counts once a plan row.
 struct RecallPlan {
-  QuadCopy* copies;  ///< room for one entry a requested row
+  QuadCopy* copies;  ///< room for one entry a requested row; those read in place have no slot
+  std::int64_t
+      room;  ///< entries of `copies`; its last `in_place` ones are the quads without a slot
   int num_copies = 0;
+  int first_copy = 0;            ///< of the running plan row
+  int max_transfers = kNoLimit;  ///< of the running plan row
   std::int64_t hits = 0;
   std::int64_t misses = 0;
-  std::int64_t in_place = 0;  ///< quads without a slot: read in the store
+  std::int64_t in_place = 0;       ///< quads without a slot: read in the store
+  std::int64_t left_clusters = 0;  ///< that left their lists, and their rows
+  std::int64_t left_rows = 0;
+  bool failed = false;  ///< what is to be copied could not be read
 };
 
 /// Which quads of the store lie in which slots, for one layer and KV head. Knows numbers only, not
@@ -35,23 +43,30 @@ class SlotPool {
  public:
   SlotPool(std::uint32_t* directory, std::int64_t num_quads, std::int64_t num_slots);
 
-  /// Makes the directory current for one plan row: looks all quads up first, then gives slots to the
-  /// missing ones, in order. A slot used in this step is never taken from its quad.
+  /// Looks the quads of one plan row up.
   /// \param plan_number  of the running step; > 0, and never smaller than before
   /// \param retain_from  quads last used before this plan count as misses and are copied again
-  void resolve(const RecallRequest& request, std::uint32_t plan_number, std::uint32_t retain_from,
+  void look_up(const RecallRequest& request, std::uint32_t plan_number, std::uint32_t retain_from,
                RecallPlan& plan);
+
+  /// Between look_up() and give_slots(): whether a quad that it wanted is left where it is.
+  [[nodiscard]] bool is_left_out(std::uint32_t quad) const { return directory_[quad] == kLeft; }
+
+  /// Makes the directory current after look_up(): gives slots to the missing quads, in order. A slot used in
+  /// this step is never taken from its quad.
+  void give_slots(std::uint32_t plan_number, RecallPlan& plan);
 
   /// The quads hold other rows from now on.
   void drop(std::uint32_t first_quad, std::uint32_t count) noexcept;
 
  private:
-  /// While a row is resolved, the directory of a missing quad holds kClaim.
+  /// Until slots are given, the directory of a missing quad holds kClaim, or kLeft past the limit.
   static constexpr std::uint32_t kClaim = 0xfffffffeU;
+  static constexpr std::uint32_t kLeft = 0xfffffffdU;
 
-  void give_slots(int first_copy, std::uint32_t plan_number, RecallPlan& plan);
-  void look_up(std::uint32_t quad, std::uint32_t plan_number, std::uint32_t retain_from,
-               RecallPlan& plan);
+  void look_up_quad(std::uint32_t quad, std::uint32_t plan_number, std::uint32_t retain_from,
+                    RecallPlan& plan);
+  void claim(const QuadCopy& copy, RecallPlan& plan);
   std::uint32_t find_victim(std::uint32_t plan_number) noexcept;
 
   std::uint32_t* directory_;  ///< [num_quads] slot or kNoSlot

@@ -14,6 +14,10 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
+std::size_t plane_row_bytes(const ModelShape& m) {
+  return static_cast<std::size_t>(m.head_dim + m.value_dim) * size_of(m.kv_dtype);
+}
+
 /// Fewest tokens a segment can have.
 std::int64_t least_segment(const ClusterConfig& c) {
   return c.segment_tokens == 0 ? c.window_tokens : std::min(c.segment_tokens, c.window_tokens);
@@ -36,6 +40,13 @@ std::int64_t max_blocks(const CacheConfig& config) {
 
 }  // namespace
 
+std::size_t row_page_bytes(const CacheConfig& config) {
+  const ModelShape& m = config.model;
+  const int layers = config.store.cold_path.empty() ? m.num_layers : count_dense_layers(config);
+  return static_cast<std::size_t>(layers) * static_cast<std::size_t>(m.num_kv_heads) * kPageRows *
+         plane_row_bytes(m);
+}
+
 Capacity capacity_of(const CacheConfig& config) {
   const ModelShape& m = config.model;
   const std::int64_t sequences = config.max_sequences;
@@ -54,8 +65,13 @@ Capacity capacity_of(const CacheConfig& config) {
   capacity.records = config.max_tokens / least_segment(config.cluster) + 1;
   capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;
   if (config.store.residency == Residency::kHost) {
-    const auto row_elements = static_cast<std::size_t>(m.head_dim + m.value_dim);
-    const std::size_t quad_bytes = kQuadRows * row_elements * size_of(m.kv_dtype);
+    const std::size_t page_bytes = row_page_bytes(config);
+    if (config.store.host_bytes > 0 && page_bytes > 0) {
+      const std::size_t most = config.store.host_bytes / page_bytes;
+      capacity.host_is_bound = most < static_cast<std::size_t>(capacity.row_pages);
+      if (capacity.host_is_bound) capacity.row_pages = static_cast<std::int64_t>(most);
+    }
+    const std::size_t quad_bytes = static_cast<std::size_t>(kQuadRows) * plane_row_bytes(m);
     const int planes = m.num_layers * m.num_kv_heads;
     const std::int64_t served = capacity.selection_heads / m.num_kv_heads;
     const std::int64_t wanted = sequences * served * config.select.budget_tokens;
@@ -77,6 +93,7 @@ Capacity step_capacity(const CacheConfig& config, const PlanLimits& limits) {
   of_step.max_tokens = context_tokens(config, limits);
   of_step.max_sequences = limits.max_rows;
   of_step.store.live_tokens = 0;
+  of_step.store.host_bytes = 0;  // forks share pages, their tables do not
   return capacity_of(of_step);
 }
 
@@ -89,7 +106,10 @@ CacheConfig resolved(const CacheConfig& config, Residency residency) {
     m.layers.resize(static_cast<std::size_t>(m.num_layers));
     std::iota(m.layers.begin(), m.layers.end(), 0);
   }
-  if (result.store.residency == Residency::kAuto) result.store.residency = residency;
+  StoreConfig& store = result.store;
+  if (store.residency == Residency::kAuto) {
+    store.residency = store.cold_path.empty() ? residency : Residency::kHost;
+  }
   return result;
 }
 

@@ -13,6 +13,7 @@ namespace clusterkv::runtime {
 
 struct Capacity {
   std::int64_t row_pages;   ///< of the row store: stored tokens
+  bool host_is_bound;       ///< store.host_bytes allows fewer of them than max_tokens needs
   std::int64_t live_pages;  ///< of the live store: sinks and pending tokens
   std::int64_t blocks;      ///< of the index
   std::int64_t records;     ///< segments
@@ -22,6 +23,9 @@ struct Capacity {
 };
 
 Capacity capacity_of(const CacheConfig& config);
+
+/// Memory of one page of clustered rows, in all layers: what store.host_bytes bounds.
+std::size_t row_page_bytes(const CacheConfig& config);
 
 /// Lengths of the rows of a step together, at most.
 std::int64_t context_tokens(const CacheConfig& config, const PlanLimits& limits);

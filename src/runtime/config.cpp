@@ -5,6 +5,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "kernels/common/tuning.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/check_config.hpp"
 
@@ -112,13 +113,26 @@ bool check_select(const SelectConfig& s, const Check& check) {
 template <class Check>
 bool check_store(const CacheConfig& config, const Check& check) {
   const StoreConfig& s = config.store;
+  const bool estimates = s.misses == Misses::kEstimateMisses;
   return check(s.residency <= Residency::kHost, "store.residency: expected kAuto, kDevice or kHost",
                static_cast<int>(s.residency)) &&
+         check(s.cold_path.empty() || s.residency != Residency::kDevice,
+               "store.cold_path: expected none with Residency::kDevice", s.cold_path) &&
          check(s.live_tokens >= 0, "store.live_tokens: expected >= 0", s.live_tokens) &&
          check(s.retention <= Retention::kRetainSteps,
                "store.retention: expected kLru or kRetainSteps", static_cast<int>(s.retention)) &&
          check(s.retain_steps >= 1 && s.retain_steps <= 64, "store.retain_steps: expected 1 .. 64",
                s.retain_steps) &&
+         check(s.misses <= Misses::kEstimateMisses,
+               "store.misses: expected kCopyMisses or kEstimateMisses",
+               static_cast<int>(s.misses)) &&
+         check(!estimates || config.select.tail != Tail::kNone,
+               "store.misses: kEstimateMisses, expected with a select.tail",
+               static_cast<int>(config.select.tail)) &&
+         check(estimates ? s.transfer_tokens >= kQuadRows && s.transfer_tokens <= 1 << 24
+                         : s.transfer_tokens == 0,
+               "store.transfer_tokens: expected 4 .. 2^24 with kEstimateMisses, else 0",
+               s.transfer_tokens) &&
          check(config.max_sequences > 0 && config.max_sequences <= 1 << 20,
                "max_sequences: expected 1 .. 2^20", config.max_sequences) &&
          check(config.max_tokens > 0 && config.max_tokens < std::int64_t{1} << 31,

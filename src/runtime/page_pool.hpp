@@ -36,6 +36,17 @@ class PagePool {
     return static_cast<std::uint32_t>(page);
   }
 
+  /// visit(page) for the pages that the next `count` takes give.
+  template <class Visit>
+  void for_each_free(std::int64_t count, const Visit& visit) const {
+    for (std::size_t word = first_word_; count > 0 && word < free_.size(); ++word) {
+      for (std::uint64_t bits = free_[word]; bits != 0 && count > 0; bits &= bits - 1, --count) {
+        const std::size_t page = word * 64 + static_cast<std::size_t>(std::countr_zero(bits));
+        if (page < owners_.size()) visit(static_cast<std::uint32_t>(page));
+      }
+    }
+  }
+
   /// One owner more.
   void share(std::uint32_t page) noexcept { ++owners_[page]; }
 

@@ -66,7 +66,27 @@ std::vector<ConfigFault> config_faults() {
       {"store.residency", [](CacheConfig& c) { c.store.residency = Residency{9}; }},
       {"store.retention", [](CacheConfig& c) { c.store.retention = Retention{9}; }},
       {"store.retain_steps", [](CacheConfig& c) { c.store.retain_steps = 65; }},
+      {"store.misses", [](CacheConfig& c) { c.store.misses = Misses{9}; }},
+      {"store.misses: kEstimateMisses, expected with a select.tail",
+       [](CacheConfig& c) {
+         c.store.residency = Residency::kHost;
+         c.store.misses = Misses::kEstimateMisses;
+         c.store.transfer_tokens = 8;
+         c.select.tail = Tail::kNone;
+       }},
+      {"store.transfer_tokens",
+       [](CacheConfig& c) {
+         c.store.residency = Residency::kHost;
+         c.store.misses = Misses::kEstimateMisses;
+         c.store.transfer_tokens = 3;
+       }},
+      {"store.transfer_tokens", [](CacheConfig& c) { c.store.transfer_tokens = 8; }},
       {"store.live_tokens", [](CacheConfig& c) { c.store.live_tokens = -1; }},
+      {"store.cold_path",
+       [](CacheConfig& c) {
+         c.store.residency = Residency::kDevice;
+         c.store.cold_path = "/tmp";
+       }},
       {"store.host_bytes",
        [](CacheConfig& c) {
          c.store.residency = Residency::kHost;

@@ -55,6 +55,7 @@ TEST_F(CApiErrors, EachHasACodeOfItsOwn) {
       {CKV_CUDA_ERROR, throw_it<CudaError>},
       {CKV_OUT_OF_MEMORY, throw_it<OutOfMemory>},
       {CKV_FORMAT_ERROR, throw_it<FormatError>},
+      {CKV_FILE_ERROR, throw_it<FileError>},
       {CKV_OTHER_ERROR, throw_it<Error>}};
   ckv_status next = CKV_CONFIG_ERROR;
   for (const auto& [status, write] : all) {
@@ -81,7 +82,7 @@ TEST_F(CApiErrors, WhateverIsThrownIsACode) {
     EXPECT_EQ(std::string(ckv_status_name(status)).find("CKV_"), 0U);
   }
   EXPECT_STREQ(ckv_status_name(-1), "not a ckv_status");
-  EXPECT_STREQ(ckv_status_name(15), "not a ckv_status");
+  EXPECT_STREQ(ckv_status_name(16), "not a ckv_status");
 }
 
 TEST_F(CApiErrors, LongTextsAreCut) {

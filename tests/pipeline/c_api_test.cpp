@@ -7,6 +7,7 @@
 #include "tests/pipeline/lineage.hpp"
 #include "tests/pipeline/news.hpp"
 #include "tests/support/c_cache.hpp"
+#include "tests/support/disk.hpp"
 #include "tests/support/errors.hpp"
 
 namespace clusterkv::testing {
@@ -102,6 +103,8 @@ INSTANTIATE_TEST_SUITE_P(Residencies, CApi, ::testing::Values(Residency::kDevice
                          name_of);
 
 TEST_P(CApi, AWholeLifeHasTheBitsOfTheCppApi) {
+  const Directory directory;
+  if (GetParam() == Residency::kHost) config_.store.cold_path = directory.path();
   const Story wanted = Life<ClusterKVCache>(config_).run();
   const Story got = Life<CCache>(config_).run();
   ASSERT_GT(wanted.outputs.size(), 150U);
@@ -111,7 +114,7 @@ TEST_P(CApi, AWholeLifeHasTheBitsOfTheCppApi) {
   EXPECT_TRUE(same_bits(got.rows, wanted.rows));
   EXPECT_EQ(got.saved, wanted.saved);
   EXPECT_EQ(got.lengths, wanted.lengths);
-  static_assert(sizeof(CacheStats) == (2 * 17 + 8) * 8, "no padding");
+  static_assert(sizeof(CacheStats) == (2 * 19 + 9) * 8, "no padding");
   EXPECT_EQ(std::memcmp(&got.stats, &wanted.stats, sizeof(CacheStats)), 0);
   EXPECT_GT(got.stats.step.bytes_touched(), 0);
 }
@@ -156,7 +159,9 @@ TEST(CApiConfig, ComesBackAsGiven) {
   config.cluster.seed = 7;
   config.cluster.metric = Metric::kL2;
   config.select.grouping = HeadGrouping::kPerQueryHead;
-  config.store = {Residency::kHost, 1 << 20, 1 << 24, 900, Retention::kRetainSteps, 3};
+  const Directory directory;
+  config.store = {Residency::kHost,        1 << 20, 1 << 24, directory.path(), 900,
+                  Retention::kRetainSteps, 3};
   config.check_finite = true;
   const CCache cache(config);
   auto got = c_struct<ckv_config>();
@@ -166,6 +171,8 @@ TEST(CApiConfig, ComesBackAsGiven) {
   EXPECT_EQ(got.layers[0], 3);
   EXPECT_EQ(got.layers[1], 9);
   wanted.layers = got.layers;
+  EXPECT_EQ(got.cold_path, directory.path());
+  wanted.cold_path = got.cold_path;
   EXPECT_EQ(std::memcmp(&got, &wanted, sizeof got), 0);
 }
 

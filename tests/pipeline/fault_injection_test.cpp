@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every call fails at each of its allocations in turn, of operator new and of the memory resource.
+// Every call fails at each of its allocations in turn, of operator new and of the memory resource; and
+// at each request to the disk of a cold store.
 // After a failure nothing that counts has changed; the same call then goes well, and the sequences
 // answer with the bits of a cache in which nothing ever failed.
 #include <cstdlib>
@@ -11,6 +12,7 @@
 
 #include "tests/pipeline/lineage.hpp"
 #include "tests/pipeline/news.hpp"
+#include "tests/support/disk.hpp"
 
 namespace clusterkv::testing {
 namespace {
@@ -51,12 +53,14 @@ bool same_counts(const CacheStats& before, const Cache& cache) {
   return std::memcmp(&before, &after, sizeof after) == 0;
 }
 
+enum class Faults : std::uint8_t { kNone, kOfMemory, kOfDisk };
+
 /// A life in which calls fail before they go well, or never fail.
 template <class Cache>
 class Life {
  public:
-  Life(const CacheConfig& config, bool has_faults)
-      : has_faults_(has_faults), config_(config), source_(config.model, 1) {}
+  Life(const CacheConfig& config, Faults faults)
+      : faults_(faults), config_(config), source_(config.model, 1) {}
   ~Life() { plan_ = {}; }
   Life(const Life&) = delete;
   Life& operator=(const Life&) = delete;
@@ -109,31 +113,40 @@ class Life {
   static constexpr PlanLimits kLimits{2, 640, 0, 1, 4000};
   static constexpr bool kHasRows = std::is_same_v<Cache, ClusterKVCache>;
 
-  /// call() with a failure at its first allocation, its second, … until none is left.
+  void begin_failing(int number) const {
+    faults_ == Faults::kOfMemory ? fail_new(number) : fail_disk(number);
+  }
+  [[nodiscard]] bool end_failing() const {
+    return faults_ == Faults::kOfMemory ? end_failing_new() : end_failing_disk();
+  }
+
+  /// call() with a failure at its first allocation or request, its second, … until none is left.
   template <class Call>
   void attempt(const char* what, const Call& call) {
-    for (int number = 0; has_faults_; ++number) {
+    for (int number = 0; faults_ != Faults::kNone; ++number) {
       const CacheStats before = cache_.has_value() ? cache_->stats() : CacheStats{};
       const int memory_before = memory_.live;
       bool has_thrown = false;
-      fail_new(number);
+      begin_failing(number);
       try {
         call();
       } catch (const std::bad_alloc&) {
         has_thrown = true;
       } catch (const OutOfMemory&) {
         has_thrown = true;
+      } catch (const FileError&) {
+        has_thrown = true;
       }
-      const bool has_failed = end_failing_new();
-      ASSERT_EQ(has_thrown, has_failed) << what << ", allocation " << number;
+      const bool has_failed = end_failing();
+      ASSERT_EQ(has_thrown, has_failed) << what << ", number " << number;
       if (!has_failed) return;
       ++failures;
       if (cache_.has_value()) {
-        ASSERT_TRUE(same_counts(before, *cache_)) << what << ", allocation " << number;
+        ASSERT_TRUE(same_counts(before, *cache_)) << what << ", number " << number;
       }
-      ASSERT_EQ(memory_.live, memory_before) << what << ", allocation " << number;
+      ASSERT_EQ(memory_.live, memory_before) << what << ", number " << number;
     }
-    if (!has_faults_) call();
+    if (faults_ == Faults::kNone) call();
   }
 
   void step(const std::vector<StepRow>& rows) {
@@ -186,7 +199,7 @@ class Life {
     outputs.push_back(output);
   }
 
-  bool has_faults_;
+  Faults faults_;
   CacheConfig config_;
   TokenSource source_;
   Inline executor_;
@@ -200,13 +213,25 @@ class Life {
   std::int64_t cut_ = kHasRows ? 150 : 640;  // inside a segment; a selector has none to cut
 };
 
+/// What a failed read may leave in the slots is no state that counts.
+CacheStats without_recall(CacheStats stats) {
+  for (StepStats* s : {&stats.total, &stats.step}) {
+    s->quad_hits = s->quad_misses = s->quads_in_place = s->copied_bytes = 0;
+  }
+  return stats;
+}
+
 template <class Cache>
-void compare(const CacheConfig& config) {
+void compare(const CacheConfig& config, Faults faults = Faults::kOfMemory) {
   const long long before = live_news();
   {
-    Life<Cache> unharmed(config, false), harmed(config, true);
+    Life<Cache> unharmed(config, Faults::kNone), harmed(config, faults);
     unharmed.run();
     harmed.run();
+    if (faults == Faults::kOfDisk) {
+      unharmed.stats = without_recall(unharmed.stats);
+      harmed.stats = without_recall(harmed.stats);
+    }
     EXPECT_TRUE(same_bits(harmed.outputs, unharmed.outputs));
     EXPECT_EQ(harmed.tokens, unharmed.tokens);
     EXPECT_EQ(harmed.ids, unharmed.ids) << "a call that failed has used up an id";
@@ -217,11 +242,11 @@ void compare(const CacheConfig& config) {
   EXPECT_EQ(live_news(), before) << "something is not given back";
 }
 
-class FaultInjection : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, FaultInjection,
+class FaultInjectionIn : public Lineage {};
+INSTANTIATE_TEST_SUITE_P(Residencies, FaultInjectionIn,
                          ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
 
-TEST_P(FaultInjection, AtEveryAllocationOfACacheLeavesItAsItWas) {
+TEST_P(FaultInjectionIn, AtEveryAllocationOfACacheLeavesItAsItWas) {
   if (!kCountsNews) GTEST_SKIP() << "a sanitizer has an operator new of its own";
   for (const int segment_tokens : {96, 0}) {
     config_.cluster.segment_tokens = segment_tokens;
@@ -232,7 +257,25 @@ TEST_P(FaultInjection, AtEveryAllocationOfACacheLeavesItAsItWas) {
   }
 }
 
-TEST_P(FaultInjection, AtEveryAllocationOfASelectorLeavesItAsItWas) {
+TEST(FaultInjection, AtEveryAllocationWithAColdStoreLeavesACacheAsItWas) {
+  if (!kCountsNews) GTEST_SKIP() << "a sanitizer has an operator new of its own";
+  const Directory directory;
+  CacheConfig config = config_of(Residency::kHost);
+  config.store.cold_path = directory.path();
+  compare<ClusterKVCache>(config);
+}
+
+TEST(FaultInjection, AtEveryRequestToTheDiskLeavesACacheAsItWas) {
+  const Directory directory;
+  CacheConfig config = config_of(Residency::kHost);
+  config.store.cold_path = directory.path();
+  for (const std::size_t device_bytes : {0, 60000}) {
+    config.store.device_bytes = device_bytes;
+    compare<ClusterKVCache>(config, Faults::kOfDisk);
+  }
+}
+
+TEST_P(FaultInjectionIn, AtEveryAllocationOfASelectorLeavesItAsItWas) {
   if (!kCountsNews) GTEST_SKIP() << "a sanitizer has an operator new of its own";
   compare<ClusterSelector>(config_);
 }

@@ -3,8 +3,10 @@
 // Where memory comes from, how much of it, when, and what happens when there is none.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
@@ -52,9 +54,13 @@ class Ledger final : public MemoryResource {
   std::map<void*, std::pair<std::size_t, std::size_t>> live_;
 };
 
-CacheConfig config_of(Residency residency) {
+enum class Place : std::uint8_t { kDevice, kHost, kFile };
+
+CacheConfig config_of(Place place) {
   CacheConfig config = small_config(small_model(2, 6, 2));
-  config.store.residency = residency;
+  config.store.residency = place == Place::kDevice ? Residency::kDevice : Residency::kHost;
+  if (place == Place::kFile)
+    config.store.cold_path = std::filesystem::temp_directory_path().string();
   config.select.dense_layers = 1;
   return config;
 }
@@ -67,7 +73,7 @@ std::size_t store_bytes(const MemoryNeeds& needs) {
   return needs.device_bytes + needs.pinned_bytes + needs.host_bytes;
 }
 
-class Memory : public ::testing::TestWithParam<Residency> {
+class Memory : public ::testing::TestWithParam<Place> {
  protected:
   CacheConfig config_ = config_of(GetParam());
   Ledger ledger_;
@@ -95,7 +101,8 @@ TEST_P(Memory, NeedsAreWhatTheConstructorTakes) {
         EXPECT_EQ(ledger_.live_bytes, store_bytes(needs)) << max_tokens;
         EXPECT_EQ(needs.pinned_bytes, 0U);
         EXPECT_EQ(needs.workspace_pinned_bytes, 0U);
-        EXPECT_EQ(needs.host_bytes > 0, GetParam() == Residency::kHost);
+        EXPECT_EQ(needs.host_bytes > 0, GetParam() != Place::kDevice);
+        EXPECT_EQ(needs.file_bytes > 0, GetParam() == Place::kFile);
       }
       {
         const ClusterSelector selector(config_, with(ledger_));
@@ -268,11 +275,12 @@ TEST_P(Memory, DecodeStepsAllocateNothingAndLockNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Residencies, Memory,
-                         ::testing::Values(Residency::kDevice, Residency::kHost),
-                         [](const auto& residency) {
-                           return residency.param == Residency::kHost ? "Host" : "Device";
-                         });
+std::string name_of(const ::testing::TestParamInfo<Place>& place) {
+  constexpr std::array kNames = {"Device", "Host", "File"};
+  return kNames[static_cast<std::size_t>(place.param)];
+}
+INSTANTIATE_TEST_SUITE_P(Places, Memory,
+                         ::testing::Values(Place::kDevice, Place::kHost, Place::kFile), name_of);
 
 TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
   CacheConfig config = small_config(small_model());

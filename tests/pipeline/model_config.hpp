@@ -3,6 +3,7 @@
 // Random configurations for the model-based test, and which values of which switches were used.
 #pragma once
 
+#include <filesystem>
 #include <initializer_list>
 #include <map>
 #include <set>
@@ -97,6 +98,9 @@ inline CacheConfig draw_config(Random& random, Coverage& coverage) {
   config.select.dense_threshold = static_cast<float>(pick("dense_threshold", {0, 2}));
   config.store.residency =
       pick("residency", {Residency::kAuto, Residency::kDevice, Residency::kHost});
+  if (config.store.residency != Residency::kDevice && pick("cold_path", {0, 0, 1}) == 1) {
+    config.store.cold_path = std::filesystem::temp_directory_path().string();
+  }
   config.store.device_bytes = static_cast<std::size_t>(pick("device_bytes", {0, 60000}));
   config.store.retention = pick("retention", {Retention::kLru, Retention::kRetainSteps});
   config.store.retain_steps = pick("retain_steps", {1, 3});

@@ -118,7 +118,7 @@ TEST(Recorded, StandardPresetErrsAsSpecifiedOnTheLongerTrace) {
 }
 
 /// As if the model had a soft cap, which most of its largest logits exceed, or few: spreads still correct the
-/// mass of mean keys (docs/decisions/009).
+/// mass of mean keys (docs/decisions/010).
 TEST(Recorded, StandardPresetErrsLittleUnderASoftcap) {
   for (const float softcap : {5.0F, 20.0F, 50.0F}) {
     RecordedLayer rows = embedded().rows;

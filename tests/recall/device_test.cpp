@@ -194,10 +194,11 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
       std::vector<QuadCopy> cpu_copies(entries);
       RecallPlan plan{.copies = cpu_copies.data()};
       for (int row = 0; row < num_rows; ++row) {
-        cpu_[static_cast<std::size_t>(head)].resolve(
-            {lists.rows_of(row, head * served), lists.num_rows + lists.list(row, head * served),
-             served, capacity},
-            step, retain_from[static_cast<std::size_t>(row)], plan);
+        SlotPool& pool = cpu_[static_cast<std::size_t>(head)];
+        pool.look_up({lists.rows_of(row, head * served),
+                      lists.num_rows + lists.list(row, head * served), served, capacity},
+                     step, retain_from[static_cast<std::size_t>(row)], plan);
+        pool.give_slots(step, plan);
       }
       const on_device::RecallCounts& got = results[static_cast<std::size_t>(head)];
       ASSERT_EQ(got.hits, plan.hits) << "step " << step;

@@ -13,9 +13,9 @@ namespace {
 template <class E>
 class ErrorTypes : public ::testing::Test {};
 
-using AllErrors =
-    ::testing::Types<ConfigError, ShapeError, DTypeError, ValueError, CapacityError,
-                     UnknownSequence, StepError, BackendUnavailable, OutOfMemory, FormatError>;
+using AllErrors = ::testing::Types<ConfigError, ShapeError, DTypeError, ValueError, CapacityError,
+                                   UnknownSequence, StepError, BackendUnavailable, OutOfMemory,
+                                   FormatError, FileError>;
 TYPED_TEST_SUITE(ErrorTypes, AllErrors);
 
 TYPED_TEST(ErrorTypes, AreCaughtAsErrorAndKeepTheirMessage) {

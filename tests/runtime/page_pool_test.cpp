@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
+#include <vector>
 
 namespace clusterkv::runtime {
 namespace {
@@ -29,6 +31,19 @@ TEST(PagePool, NeverGivesAPageTwice) {
       held.erase(held.begin());
     }
     ASSERT_EQ(pool.num_free() + static_cast<std::int64_t>(held.size()), 130);
+  }
+}
+
+TEST(PagePool, SaysWhichPagesTheNextTakesGive) {
+  PagePool pool(130);
+  for (int i = 0; i < 128; ++i) pool.take();
+  for (const std::uint32_t page : {100U, 5U, 63U}) pool.give_back(page);
+  for (const std::int64_t count : {0, 2, 4, 5, 200}) {
+    std::vector<std::uint32_t> pages;
+    pool.for_each_free(count, [&](std::uint32_t page) { pages.push_back(page); });
+    std::vector<std::uint32_t> wanted = {5, 63, 100, 128, 129};
+    wanted.resize(static_cast<std::size_t>(std::min<std::int64_t>(count, 5)));
+    EXPECT_EQ(pages, wanted);
   }
 }
 

@@ -29,8 +29,8 @@ MemoryNeeds CCache::memory_needs(const CacheConfig& config, Backend backend,
   c_call([&](ckv_error* e) {
     return ckv_cache_memory_needs(&from, static_cast<int>(backend), &bounds, &needs, e);
   });
-  return {needs.device_bytes, needs.pinned_bytes, needs.host_bytes, needs.workspace_bytes,
-          needs.workspace_pinned_bytes};
+  return {needs.device_bytes, needs.pinned_bytes,    needs.host_bytes,
+          needs.file_bytes,   needs.workspace_bytes, needs.workspace_pinned_bytes};
 }
 
 SequenceId CCache::add_sequence() {

@@ -23,6 +23,7 @@ void throw_unless_ok(ckv_status status, const ckv_error& error) {
     case CKV_CUDA_ERROR: throw CudaError(text);
     case CKV_OUT_OF_MEMORY: throw OutOfMemory(text);
     case CKV_FORMAT_ERROR: throw FormatError(text);
+    case CKV_FILE_ERROR: throw FileError(text);
     default: throw std::runtime_error(ckv_status_name(status) + (": " + std::string(text)));
   }
 }
@@ -60,9 +61,12 @@ ckv_config c_config(const CacheConfig& from) {
   to.residency = static_cast<int>(r.residency);
   to.device_bytes = r.device_bytes;
   to.host_bytes = r.host_bytes;
+  to.cold_path = r.cold_path.empty() ? nullptr : r.cold_path.c_str();
   to.live_tokens = r.live_tokens;
   to.retention = static_cast<int>(r.retention);
   to.retain_steps = r.retain_steps;
+  to.misses = static_cast<int>(r.misses);
+  to.transfer_tokens = r.transfer_tokens;
   to.max_sequences = from.max_sequences;
   to.max_tokens = from.max_tokens;
   to.check_finite = from.check_finite ? 1 : 0;
@@ -173,18 +177,19 @@ TensorView view_of(const ckv_tensor& tensor) {
 namespace {
 
 StepStats stats_of(const ckv_step_stats& s) {
-  return {s.selections,      s.dense_selections, s.attended_tokens,   s.sink_tokens,
-          s.selected_tokens, s.pending_tokens,   s.selected_clusters, s.scored_clusters,
-          s.quad_hits,       s.quad_misses,      s.quads_in_place,    s.copied_bytes,
-          s.row_bytes,       s.index_bytes,      s.value_mean_bytes,  s.estimates,
-          s.estimated_mass};
+  return {s.selections,       s.dense_selections, s.attended_tokens,   s.sink_tokens,
+          s.selected_tokens,  s.pending_tokens,   s.selected_clusters, s.scored_clusters,
+          s.quad_hits,        s.quad_misses,      s.quads_in_place,    s.copied_bytes,
+          s.row_bytes,        s.index_bytes,      s.value_mean_bytes,  s.estimated_clusters,
+          s.estimated_tokens, s.estimates,        s.estimated_mass};
 }
 
 }  // namespace
 
 CacheStats stats_of(const ckv_stats& s, const ckv_step_stats& total, const ckv_step_stats& step) {
-  return {stats_of(total), stats_of(step), s.steps,          s.appended_tokens, s.kmeans_runs,
-          s.kmeans_tokens, s.clusters,     s.live_sequences, s.live_tokens,     s.held_bytes};
+  return {stats_of(total), stats_of(step),  s.steps,     s.appended_tokens,
+          s.kmeans_runs,   s.kmeans_tokens, s.clusters,  s.live_sequences,
+          s.live_tokens,   s.held_bytes,    s.host_bytes};
 }
 
 }  // namespace clusterkv::testing

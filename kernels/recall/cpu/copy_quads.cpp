@@ -13,6 +13,7 @@ void copy_quads(const CopyParams& p, int kv_head, const QuadCopy* copies, int co
   const std::size_t quad_bytes = p.stored.row_bytes * kQuadRows;
   std::byte* slots = p.slots + static_cast<std::size_t>(kv_head) * p.head_stride;
   for (int i = 0; i < count; ++i) {
+    if (copies[i].slot == kNoSlot) continue;
     std::memcpy(slots + copies[i].slot * quad_bytes,
                 p.stored.row(kv_head, copies[i].quad * kQuadRows), quad_bytes);
   }

@@ -58,26 +58,17 @@ class Chooser {
   }
 
   // ------------------------------------------------------------------------------------------ keys
-  /// What no key of each block in a strip exceeds: e is at most 1, and z at most t.
+  /// What no key of each block in a strip exceeds, as e is at most 1. Per query head sums know nothing of z.
   void bound_keys(int strip, std::uint32_t (&bound)[kStrip]) const {
-    float most[kStrip];
     if (per_query_head_) {
-      block_maxima(strip, first_member_, most);
-      for (int i = 0; i < kStrip; ++i) bound[i] = score_key(most[i]);
-    } else {
-      simd::Floats votes = simd::broadcast(0.0F);
-      for (int g = 0; g < members_; ++g) votes = votes + softmax_factors(strip, g);
-      simd::store(votes, most);
-      for (int i = 0; i < kStrip; ++i) bound[i] = vote_key(most[i]);
+      std::fill_n(bound, kStrip, ~0U);
+      return;
     }
-  }
-
-  /// 0 for blocks that do not exist.
-  void block_maxima(int strip, int member, float (&max)[kStrip]) const {
-    for (int i = 0; i < kStrip; ++i) {
-      const bool exists = strip + i < row_.num_blocks;
-      max[i] = exists ? scores_.blocks[block_of_scores(strip + i, member)].max : 0.0F;
-    }
+    simd::Floats votes = simd::broadcast(0.0F);
+    for (int g = 0; g < members_; ++g) votes = votes + softmax_factors(strip, g);
+    float most[kStrip];
+    simd::store(votes, most);
+    for (int i = 0; i < kStrip; ++i) bound[i] = vote_key(most[i]);
   }
 
   /// softmax_factor() of the blocks of a strip.
@@ -85,7 +76,10 @@ class Chooser {
     const HeadTotals& total = totals_[member];
     if (!(total.sum > 0.0F)) return simd::broadcast(0.0F);
     float block_max[kStrip];
-    block_maxima(strip, member, block_max);
+    for (int i = 0; i < kStrip; ++i) {
+      const bool exists = strip + i < row_.num_blocks;
+      block_max[i] = exists ? scores_.blocks[block_of_scores(strip + i, member)].max : 0.0F;
+    }
     return simd::exp2_fixed(simd::load(block_max) - simd::broadcast(total.max)) /
            simd::broadcast(total.sum);
   }

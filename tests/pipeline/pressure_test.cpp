@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What happens when device_bytes or host_bytes is reached: slots are given to others or rows are read in
+// place, which never changes an answer; a step whose segments the host store cannot take is refused whole.
+#include "tests/pipeline/lineage.hpp"
+#include "tests/support/errors.hpp"
+
+namespace clusterkv::testing {
+namespace {
+
+/// Memory of one page of rows of both layers and KV heads.
+constexpr std::size_t kPageBytes = 2 * 2 * 256 * 2 * 64 * sizeof(float);
+
+CacheConfig config_with(std::size_t device_bytes, std::size_t host_bytes) {
+  CacheConfig config = config_of(Residency::kHost);
+  config.store.device_bytes = device_bytes;
+  config.store.host_bytes = host_bytes;
+  return config;
+}
+
+TEST(DevicePressure, TakesSlotsByPolicyAndReadsTheRestInPlace) {
+  constexpr std::size_t kQuadBytes = 4 * 2 * 64 * sizeof(float);
+  const auto slots_of = [](std::size_t slots) { return slots * 4 * kQuadBytes; };  // 4 planes
+  for (const Retention retention : {Retention::kLru, Retention::kRetainSteps}) {
+    std::vector<StepStats> totals;
+    Outputs wanted;
+    for (const std::size_t slots : {std::size_t{400}, std::size_t{40}, std::size_t{6}}) {
+      CacheConfig config = config_with(slots_of(slots), 0);
+      config.store.retention = retention;
+      Driver<ClusterKVCache> d(config);
+      const SequenceId id = d.add(1);
+      d.prefill(id, 900);
+      const Outputs outputs = go_on(d, id, 30);
+      totals.push_back(d.cache.stats().total);
+      if (wanted.empty()) wanted = outputs;
+      EXPECT_TRUE(same_bits(outputs, wanted)) << slots << " slots";
+    }
+    const auto quads = [](const StepStats& s) {
+      return s.quad_hits + s.quad_misses + s.quads_in_place;
+    };
+    EXPECT_EQ(totals[0].quads_in_place, 0);
+    EXPECT_EQ(totals[1].quads_in_place, 0) << "32 rows touch at most 32 quads a step";
+    EXPECT_GT(totals[2].quads_in_place, 0);
+    EXPECT_EQ(quads(totals[1]), quads(totals[0]));
+    EXPECT_EQ(quads(totals[2]), quads(totals[0]));
+    if (retention == Retention::kLru) {
+      EXPECT_GT(totals[1].quad_misses, totals[0].quad_misses) << "quads were evicted";
+    } else {
+      EXPECT_GE(totals[1].quad_misses, totals[0].quad_misses);
+    }
+    EXPECT_GT(totals[2].quads_in_place + totals[2].quad_misses, totals[1].quad_misses);
+  }
+}
+
+TEST(HostPressure, RefusesAStepBeforeAnythingChanges) {
+  const CacheConfig config = config_with(0, 4 * kPageBytes);
+  Driver<ClusterKVCache> d(config), twin(config_with(0, 0));
+  const SequenceId a = d.add(1), b = d.add(2);
+  ASSERT_EQ(twin.add(1), a);
+  ASSERT_EQ(twin.add(2), b);
+  for (auto* each : {&d, &twin}) {
+    each->prefill(a, 700);  // 696 rows, three pages
+    each->prefill(b, 200);  // 196 rows, one page
+  }
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(4 * kPageBytes));
+  const CacheStats before = d.cache.stats();
+  const StepRow more{b, 100, 1, Phase::kPrefillLast};
+  for (int again = 0; again < 2; ++again) {
+    expect_error<CapacityError>(
+        [&] {
+          d.cache.update(d.plan, {&more, 1});
+        },
+        "more pages of 256 tokens, expected at most 0 (store.host_bytes)");
+    EXPECT_EQ(d.cache.length(b), 200);
+    EXPECT_EQ(d.cache.stats().steps, before.steps);
+    EXPECT_EQ(d.cache.stats().held_bytes, before.held_bytes);
+  }
+  // What fills no page more still goes.
+  EXPECT_TRUE(same_bits(go_on(d, b, 40), go_on(twin, b, 40)));
+  // Eviction is the caller's.
+  d.cache.remove(a);
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(kPageBytes));
+  EXPECT_TRUE(same_bits(d.step({more}), twin.step({more})));
+  EXPECT_TRUE(same_bits(go_on(d, b, 40), go_on(twin, b, 40)));
+}
+
+TEST(HostPressure, CountsRowsOfABatchTogetherAndPagesOfForksToBeCopied) {
+  Driver<ClusterKVCache> d(config_with(0, 2 * kPageBytes));
+  const SequenceId a = d.add(1), b = d.add(2);
+  d.begin({{a, 10, 0, Phase::kPrefill}, {b, 10, 0, Phase::kPrefill}});
+  d.append_all();
+  const StepRow both[] = {{a, 150, 0, Phase::kPrefillLast}, {b, 260, 0, Phase::kPrefillLast}};
+  expect_error<CapacityError>([&] { d.cache.update(d.plan, both); }, "in 3 more pages");
+  d.begin({both[0]});
+  d.append_all();
+  const SequenceId child = d.fork(a);
+  d.begin(
+      {{child, 100, 0, Phase::kPrefillLast}});  // a page of its own, and the parent's copied to it
+  d.append_all();
+  const StepRow parent{a, 100, 0, Phase::kPrefillLast};
+  EXPECT_NO_THROW(d.begin({parent})) << "alone with its page by now";
+  d.append_all();
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(2 * kPageBytes));
+  const StepRow last{d.fork(child, 200), 60, 0, Phase::kPrefillLast};
+  expect_error<CapacityError>([&] { d.cache.update(d.plan, {&last, 1}); }, "in 1 more pages");
+  d.cache.remove(child);
+  EXPECT_NO_THROW(d.begin({last}));
+}
+
+TEST(HostPressure, RefusesToLoadWhatHasNoRoom) {
+  Driver<ClusterKVCache> rich(config_with(0, 0)), poor(config_with(0, 2 * kPageBytes));
+  const SequenceId id = rich.add(1);
+  rich.prefill(id, 700);
+  std::vector<std::byte> bytes;
+  rich.cache.save(id, [&](std::span<const std::byte> part) {
+    bytes.insert(bytes.end(), part.begin(), part.end());
+  });
+  std::size_t at = 0;
+  const ReadFn read = [&](std::span<std::byte> to) {
+    std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), to.size(), to.begin());
+    at += to.size();
+    return to.size();
+  };
+  expect_error<CapacityError>([&] { (void)poor.cache.load(read); }, "expected as many as fit");
+  EXPECT_EQ(poor.cache.stats().held_bytes, 0);
+  EXPECT_EQ(poor.cache.stats().live_sequences, 0);
+}
+
+}  // namespace
+}  // namespace clusterkv::testing
