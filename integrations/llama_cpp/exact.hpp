@@ -19,6 +19,7 @@ class ExactAttention {
 
  private:
   CacheRows keys_, values_;  ///< of quantised caches
+  std::vector<float> lse_;
 };
 
 }  // namespace clusterkv::llama_cpp

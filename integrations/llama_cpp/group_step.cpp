@@ -186,7 +186,8 @@ void Group::append(int index, const Node& node) {
 void Group::attend(int index, const Node& node) {
   const Stopwatch watch(times_.attend);
   if (attended_.size() == 1) {
-    cache_->attend(index, *plan_, {node.query(attended_[0]), {node.out(attended_[0])}},
+    cache_->attend(index, *plan_,
+                   {node.query(attended_[0]), {node.out(attended_[0])}, node.sink_logits()},
                    {.executor = executor_});
     return;
   }
@@ -200,7 +201,8 @@ void Group::attend(int index, const Node& node) {
   }
   cache_->attend(index, *plan_,
                  {contiguous_view(queries_.data(), DType::kF32, {rows, heads, dim}),
-                  {contiguous_view(outs_.data(), DType::kF32, {rows, heads, dim})}},
+                  {contiguous_view(outs_.data(), DType::kF32, {rows, heads, dim})},
+                  node.sink_logits()},
                  {.executor = executor_});
   for (std::int64_t i = 0; i < rows; ++i) {
     copy_heads(outs_.data() + i * heads * dim, node.out(attended_[static_cast<std::size_t>(i)]));
