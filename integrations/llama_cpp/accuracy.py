@@ -56,19 +56,26 @@ def greedy_table(results, tokens):
 
 def speed_table(results):
     yield ("| tokens | threads | engine, ms | plugin, ms | | match | append | attend "
-           "| clustering the prompt, s | of prefill, s |")
-    yield "|---" * 10 + "|"
+           "| clustering the prompt, s | of prefill, s | MiB, engine | held | resident |")
+    yield "|---" * 13 + "|"
     for engine in results:
         if engine["attention"] != ENGINE:
             continue
         for r in results:
             if r["attention"] == ENGINE or any(r[k] != engine[k] for k in ("context", "threads")):
                 continue
-            yield ("| {} | {} | {:.2f} | {:.2f} | {:.1f}x | {:.2f} | {:.2f} | {:.2f} "
-                   "| {:.2f} | {:.1f} |").format(
-                r["context"], r["threads"], 1e3 * engine["seconds"], 1e3 * r["seconds"],
-                engine["seconds"] / r["seconds"], *(1e3 * r[k] for k in ("match", "append", "attend")),
-                r["clustering"], r["prefill"])
+            cells = [
+                f"{r['context']}",
+                f"{r['threads']}",
+                f"{1e3 * engine['seconds']:.2f}",
+                f"{1e3 * r['seconds']:.2f}" + (" in place" if "in place" in r["attention"] else ""),
+                f"{engine['seconds'] / r['seconds']:.1f}x",
+                *(f"{1e3 * r[k]:.2f}" for k in ("match", "append", "attend")),
+                f"{r['clustering']:.2f}",
+                f"{r['prefill']:.1f}",
+                *(f"{r['MiB'][k]:.0f}" for k in ("engine", "held", "resident")),
+            ]
+            yield "| " + " | ".join(cells) + " |"
 
 
 def is_found(result, name):

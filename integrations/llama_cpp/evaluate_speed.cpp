@@ -86,6 +86,18 @@ double mean(const std::vector<double>& steps) {
   return sum / static_cast<double>(steps.size() - kFirstSteps);
 }
 
+/// What the plugin says of itself: of each step, but the first ones.
+void add_parts(json& result, const Run& whole, const Run& first) {
+  const auto steps = static_cast<double>(whole.steps.size() - first.steps.size());
+  for (const char* part : {"match", "append", "attend"}) {
+    result[part] = (number_of(whole.summary, part) - number_of(first.summary, part)) / steps;
+  }
+  result["clustering"] = first.steps.back() - result["seconds"].get<double>();
+  for (const char* part : {"engine", "held", "resident", "workspace"}) {
+    result["MiB"][part] = number_of(whole.summary, part);
+  }
+}
+
 }  // namespace
 
 json Evaluation::speed_of(int context) {
@@ -94,11 +106,18 @@ json Evaluation::speed_of(int context) {
   Prompt prompt =
       remember(tokens.first(tokens.size() - 1), context + kFirstSteps + options_.steps + 8, true);
   const double prefill = seconds_since(start);
+  std::vector<Attention> all;
+  for (const Attention& attention : attentions()) {
+    if (!attention.flash) continue;
+    all.push_back(attention);
+    if (attention.preset.empty()) continue;
+    all.push_back(attention);
+    all.back().in_place = true;
+  }
   json results = json::array();
   for (int threads = 1; threads <= options_.threads; ++threads) {
     prompt.session.threads = threads;
-    for (const Attention& attention : attentions()) {
-      if (!attention.flash) continue;
+    for (const Attention& attention : all) {
       attention.choose();
       const auto with = [&](int steps) {
         return run(model_, prompt, tokens.back(), kFirstSteps + steps);
@@ -109,14 +128,7 @@ json Evaluation::speed_of(int context) {
                      {"attention", attention.name()},
                      {"prefill", prefill},
                      {"seconds", mean(whole.steps)}};
-      if (!attention.preset.empty()) {
-        const Run first = with(0);
-        result["clustering"] = first.steps.back() - result["seconds"].get<double>();
-        for (const char* part : {"match", "append", "attend"}) {
-          result[part] =
-              (number_of(whole.summary, part) - number_of(first.summary, part)) / options_.steps;
-        }
-      }
+      if (!attention.preset.empty()) add_parts(result, whole, with(0));
       fmt::print(stderr, "{}\n", result.dump());
       results.push_back(std::move(result));
     }

@@ -10,11 +10,12 @@ namespace clusterkv::llama_cpp {
 
 std::string Attention::name() const {
   if (preset.empty()) return flash ? "engine" : "engine, not flash";
-  return fmt::format("{} {}", preset, budget);
+  return fmt::format("{} {}{}", preset, budget, in_place ? ", in place" : "");
 }
 
 void Attention::choose() const {
   setenv("CLUSTERKV_PRESET", preset.empty() ? "standard" : preset.c_str(), 1);
+  setenv("CLUSTERKV_ROWS", in_place ? "engine" : "cache", 1);
   setenv("CLUSTERKV_BUDGET", std::to_string(budget).c_str(), 1);
 }
 

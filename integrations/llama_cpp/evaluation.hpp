@@ -37,7 +37,8 @@ struct EvaluationOptions {
 struct Attention {
   std::string preset;  ///< empty: the engine
   int budget = 0;
-  bool flash = true;  ///< false: the engine's other path
+  bool flash = true;      ///< false: the engine's other path
+  bool in_place = false;  ///< of the plugin: over the engine's rows
 
   [[nodiscard]] std::string name() const;
   void choose() const;

@@ -6,9 +6,7 @@
 #include "clusterkv/attention.hpp"
 
 namespace clusterkv::llama_cpp {
-namespace {
 
-/// [tokens, heads, dim] as a batch of one row.
 TensorView as_batch(const TensorView& rows) {
   TensorView batch = rows;
   batch.rank = 4;
@@ -17,7 +15,6 @@ TensorView as_batch(const TensorView& rows) {
   return batch;
 }
 
-/// Learned sinks take their shares of a softmax that did not count them.
 void count_sinks(const TensorView& sink_logits, const AttentionOut& to) {
   if (sink_logits.empty()) return;
   for (std::int64_t head = 0; head < sink_logits.shape[0]; ++head) {
@@ -28,8 +25,6 @@ void count_sinks(const TensorView& sink_logits, const AttentionOut& to) {
     for (std::int64_t i = 0; i < to.out.shape[2]; ++i) row[i] *= share;
   }
 }
-
-}  // namespace
 
 void ExactAttention::attend(const Node& node, std::span<const MaskRow> rows,
                             std::span<const int> which, Stream stream) {
