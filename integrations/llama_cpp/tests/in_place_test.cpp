@@ -89,6 +89,28 @@ TEST_F(InPlace, SequencesShareAPrefix) {
   }
 }
 
+TEST_F(InPlace, DraftsAreAnsweredExactlyBesideOthers) {
+  const Variable rows("CLUSTERKV_ROWS", "engine");
+  const Result ours = expect_equal({}, {.max_sequences = 3}, [](Engine& engine) {
+    for (int s = 0; s < 3; ++s) engine.prompt(s, 0, 500, s);
+    for (int i = 0; i < 3; ++i) {
+      for (int s = 0; s < 3; ++s) engine.token(s, 500 + i, 5 * i + s);
+    }
+    // One token of the first and the last sequence, three of the other.
+    for (int i = 0; i < 2; ++i) {
+      std::vector<Token> tokens;
+      for (const int s : {0, 1, 1, 1, 2}) {
+        const int before = static_cast<int>(tokens.size());
+        const int position = s == 1 ? 503 + 3 * i + before - 1 : 503 + i;
+        tokens.push_back(
+            {.id = 9 * i + before, .position = position, .sequences = {s}, .has_logits = true});
+      }
+      engine.decode(tokens);
+    }
+  });
+  EXPECT_EQ(ours.stat("exact_rows"), 1 + 3 + 2 * 3);  // the first step, prompts, drafts
+}
+
 TEST_F(InPlace, QuantisedRowsAreHeldTwice) {
   const Both both = run_both({}, {.cache_type = GGML_TYPE_Q8_0}, [](Engine& engine) {
     engine.prompt(0, 0, 900, 1);
