@@ -24,6 +24,7 @@ void add_options(CLI::App& app, EvaluationOptions& options) {
   app.add_flag("--other-path,!--no-other-path", options.other_path,
                "also the engine without flash attention, which wants a prefill of its own");
   app.require_subcommand(1);
+  app.fallthrough();
   CLI::App* perplexity = app.add_subcommand("perplexity", "of the last tokens of passages");
   perplexity->add_option("--last", options.last, "tokens that are predicted");
   CLI::App* greedy = app.add_subcommand("greedy", "agreement with what the engine says");

@@ -25,8 +25,8 @@ struct EvaluationOptions {
   int last = 512;          ///< perplexity: tokens that are predicted
   int greedy_tokens = 256;  ///< greedy: tokens that the engine says
   // retrieval
-  std::vector<int> lengths = {2000, 3500, 5000, 7000};
-  std::vector<int> repeats = {4, 3, 2, 1};
+  std::vector<int> lengths = {2000, 2500, 3000, 3500, 4000, 5000, 7000};
+  std::vector<int> repeats = {4, 1, 1, 1, 1, 1, 1};
   int depths = 10;
   // speed
   std::vector<int> contexts = {2048, 4096, 8192};
