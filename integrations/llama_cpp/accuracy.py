@@ -40,7 +40,45 @@ def perplexity_table(rows):
         )
 
 
-def found(result, name):
+def greedy_table(results, tokens):
+    rows = perplexity_rows(results)
+    yield "| attention | same token | same up to the first difference |"
+    yield "|---|---|---|"
+    for name, of in rows.items():
+        if name == ENGINE:
+            continue
+        yield "| {} | {:.3f} | {} |".format(
+            name,
+            sum(r["same"] for r in of) / len(of) / tokens,
+            ", ".join(str(r["first_difference"]) for r in of),
+        )
+
+
+def speed_table(results):
+    yield ("| tokens | threads | engine, ms | plugin, ms | | match | append | attend "
+           "| clustering the prompt, s | of prefill, s | MiB, engine | held | resident |")
+    yield "|---" * 13 + "|"
+    for engine in results:
+        if engine["attention"] != ENGINE:
+            continue
+        for r in results:
+            if r["attention"] == ENGINE or any(r[k] != engine[k] for k in ("context", "threads")):
+                continue
+            cells = [
+                f"{r['context']}",
+                f"{r['threads']}",
+                f"{1e3 * engine['seconds']:.2f}",
+                f"{1e3 * r['seconds']:.2f}" + (" in place" if "in place" in r["attention"] else ""),
+                f"{engine['seconds'] / r['seconds']:.1f}x",
+                *(f"{1e3 * r[k]:.2f}" for k in ("match", "append", "attend")),
+                f"{r['clustering']:.2f}",
+                f"{r['prefill']:.1f}",
+                *(f"{r['MiB'][k]:.0f}" for k in ("engine", "held", "resident")),
+            ]
+            yield "| " + " | ".join(cells) + " |"
+
+
+def is_found(result, name):
     return result["answers"][name].strip().startswith(result["number"])
 
 
@@ -51,11 +89,11 @@ def retrieval_table(results):
     yield "|---" * (3 + len(others)) + "|"
     for length in sorted({r["length"] for r in results}) + ["all"]:
         of = [r for r in results if length in ("all", r["length"])]
-        solved = [r for r in of if found(r, ENGINE)]
+        solved = [r for r in of if is_found(r, ENGINE)]
         cells = [f"{length}", f"{len(of)}", f"{len(solved)}"]
         for name in others:
-            kept = sum(found(r, name) for r in solved)
-            alone = sum(found(r, name) for r in of) - kept
+            kept = sum(is_found(r, name) for r in solved)
+            alone = sum(is_found(r, name) for r in of) - kept
             cells.append(f"{kept} of {len(solved)}, and {alone} more")
         yield "| " + " | ".join(cells) + " |"
 
@@ -81,14 +119,14 @@ def plot_kl(rows, path):
 
 
 def plot_retrieval(results, path):
-    names = list(results[0]["answers"])
+    names = [ENGINE, "standard 512", "standard 256"]
     depths = sorted({r["depth"] for r in results})
     figure, axes = plt.subplots(figsize=(5, 3.2))
-    for name, marker in zip(names, "os^v"):
+    for name, marker in zip(names, "os^"):
         shares = []
         for depth in depths:
             of = [r for r in results if r["depth"] == depth]
-            shares.append(sum(found(r, name) for r in of) / len(of))
+            shares.append(sum(is_found(r, name) for r in of) / len(of))
         places = [depth / max(1, depths[-1]) for depth in depths]
         axes.plot(places, shares, marker=marker, label=name, alpha=0.8)
     axes.set(xlabel="place of the number in the text, 0: its beginning", ylabel="found",
@@ -98,22 +136,31 @@ def plot_retrieval(results, path):
     figure.savefig(path, metadata={"Date": None})
 
 
+def write_table(page, mark, lines):
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    page.write_text(before + begin + "\n".join(lines) + "\n" + end + after)
+
+
 def main(folder, docs):
-    perplexity = json.loads((folder / "perplexity.json").read_text())
-    retrieval = json.loads((folder / "retrieval.json").read_text())
-    rows = perplexity_rows(perplexity["results"])
-    plot_kl(rows, docs / "accuracy-kl.svg")
-    plot_retrieval(retrieval["results"], docs / "accuracy-retrieval.svg")
-    text = (docs / "accuracy.md").read_text()
-    for mark, lines in (
-        ("perplexity", perplexity_table(rows)),
-        ("retrieval", retrieval_table(retrieval["results"])),
-    ):
-        begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = before + begin + "\n".join(lines) + "\n" + end + after
-    (docs / "accuracy.md").write_text(text)
+    """Of the results that are there."""
+
+    def read(name):
+        path = folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    if found := read("perplexity"):
+        rows = perplexity_rows(found["results"])
+        plot_kl(rows, docs / "accuracy-kl.svg")
+        write_table(docs / "accuracy.md", "perplexity", perplexity_table(rows))
+    if found := read("greedy"):
+        write_table(docs / "accuracy.md", "greedy", greedy_table(found["results"], found["tokens"]))
+    if found := read("retrieval"):
+        plot_retrieval(found["results"], docs / "accuracy-retrieval.svg")
+        write_table(docs / "accuracy.md", "retrieval", retrieval_table(found["results"]))
+    if found := read("speed"):
+        write_table(docs / "llama-cpp.md", "speed", speed_table(found["results"]))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,14 @@ CacheConfig make_config(const Settings& settings, const std::vector<LayerShape>&
   return config;
 }
 
-PlanLimits make_limits(const CacheConfig& config) {
-  const bool is_shared = config.select.grouping == HeadGrouping::kShared;
+/// Rows of a quantised cache cannot be read in place.
+bool needs_rows(const Settings& settings, const LayerShape& shape) {
+  return !settings.engine_rows || !is_float_type(shape.type);
+}
+
+PlanLimits make_limits(const CacheConfig& config, bool has_rows) {
+  // A selector names no cells for each query of a block.
+  const bool is_shared = has_rows && config.select.grouping == HeadGrouping::kShared;
   return {.max_rows = config.max_sequences,
           .max_new_tokens = static_cast<int>(config.max_tokens),
           .max_query_tokens = is_shared ? kMaxQueryTokens : 1};
@@ -68,10 +74,12 @@ Group::Group(const Settings& settings, const std::vector<LayerShape>& layers, Ex
       config_(make_config(settings, layers)),
       executor_(executor) {
   layers_ = config_.model.layers;
-  limits_ = make_limits(config_);
-  workspace_bytes_ = ClusterKVCache::memory_needs(config_, Backend::kCpu, limits_).workspace_bytes;
+  const bool has_rows = needs_rows(settings, layers.front());
+  if (has_rows && settings.engine_rows) notice_ = "a quantised cache: rows are held twice";
+  limits_ = make_limits(config_, has_rows);
+  workspace_bytes_ = Clusters::workspace_bytes(config_, has_rows, limits_);
   workspace_.reset(new (std::align_val_t{64}) std::byte[workspace_bytes_]);
-  cache_.emplace(config_, Resources{.executor = executor, .memory = &memory_});
+  cache_.emplace(config_, has_rows, Resources{.executor = executor, .memory = &memory_});
 }
 
 int Group::index_of(int layer) const {

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "clusterkv/kv_cache.hpp"
 #include "integrations/llama_cpp/cell_sets.hpp"
+#include "integrations/llama_cpp/clusters.hpp"
 #include "integrations/llama_cpp/exact.hpp"
 #include "integrations/llama_cpp/node.hpp"
 #include "integrations/llama_cpp/settings.hpp"
@@ -52,6 +52,7 @@ struct Counts {
   std::int64_t exact_rows = 0;                        ///< answered from the engine's own rows
   std::int64_t forks = 0, cuts = 0, overwritten = 0;  ///< what became of sequences
   std::int64_t evictions = 0, refused_steps = 0;      ///< for want of room
+  std::int64_t lists = 0, listed_tokens = 0;          ///< attended to in place
 };
 
 class Group {
@@ -91,6 +92,11 @@ class Group {
   void set_rows();
   void append(int index, const Node& node);
   void attend(int index, const Node& node);
+  void attend(int index, const Node& node, const TensorView& queries, const TensorView& outs);
+  void attend_in_place(int index, const Node& node, const TensorView& queries,
+                       const TensorView& outs);
+  void choose_cells(int index, const Selection& selection);
+  void begin_anew(CellSet& set);
   bool watch_for_windows();
   void forget_all();
   bool evict();
@@ -105,7 +111,7 @@ class Group {
   StoreMemory memory_;
   std::unique_ptr<std::byte[], FreeWorkspace> workspace_;
   std::size_t workspace_bytes_ = 0;
-  std::optional<ClusterKVCache> cache_;  ///< none: a sliding window, answered exactly
+  std::optional<Clusters> cache_;  ///< none: a sliding window, answered exactly
   PlanLimits limits_;
   std::optional<DecodePlan> plan_;
   CellSets sets_;
@@ -122,6 +128,10 @@ class Group {
   ExactAttention exact_attention_;
   CacheRows keys_, values_;
   std::vector<float> queries_, outs_;
+  // Where rows are the engine's.
+  std::vector<std::int32_t> cells_, cell_counts_;
+  TensorView cells_view_, cell_counts_view_;
+  std::vector<float> rest_, lse_;
   Counts counts_;
   Times times_;
   std::string notice_;

@@ -132,27 +132,35 @@ void Group::apply(Member& member) {
       if (member.kept == member.set->cells.size()) return;
       ++counts_.cuts;
       if (member.kept < member.set->cached) {
-        with_room([&] {
-          cache_->truncate(member.set->id, kept);
-          return true;
-        });
+        if (!with_room([&] { return cache_->truncate(member.set->id, kept); })) {
+          begin_anew(*member.set);
+        }
       }
       CellSets::cut(*member.set, member.kept);
       return;
     case Member::Origin::kForked: {
       ++counts_.forks;
       append_waiting(*member.set, member.kept);
-      const SequenceId id = with_room([&] { return cache_->fork(member.set->id, kept); });
+      SequenceId id = with_room([&] { return cache_->fork(member.set->id, kept); });
+      const bool is_forked = id != kNoSequence;
+      if (!is_forked) id = with_room([&] { return cache_->add_sequence(); });
       CellSet& fork = sets_.add(id, stream);
       fork.cells.assign(member.set->cells.begin(), member.set->cells.begin() + kept);
       fork.prints.assign(member.set->prints.begin(), member.set->prints.begin() + kept);
-      fork.cached = member.kept;
+      fork.cached = is_forked ? member.kept : 0;
       member.set = &fork;
       return;
     }
     case Member::Origin::kNew:
       member.set = &sets_.add(with_room([&] { return cache_->add_sequence(); }), stream);
   }
+}
+
+/// Where rows are the engine's, a segment that would be cut is clustered anew, from the engine's cells.
+void Group::begin_anew(CellSet& set) {
+  cache_->remove(set.id);
+  set.id = with_room([&] { return cache_->add_sequence(); });
+  set.cached = 0;
 }
 
 void Group::set_rows() {
@@ -186,8 +194,7 @@ void Group::append(int index, const Node& node) {
 void Group::attend(int index, const Node& node) {
   const Stopwatch watch(times_.attend);
   if (attended_.size() == 1) {
-    cache_->attend(index, *plan_, {node.query(attended_[0]), {node.out(attended_[0])}},
-                   {.executor = executor_});
+    attend(index, node, node.query(attended_[0]), node.out(attended_[0]));
     return;
   }
   const auto rows = static_cast<std::int64_t>(attended_.size());
@@ -198,12 +205,18 @@ void Group::attend(int index, const Node& node) {
     copy_heads(node.query(attended_[static_cast<std::size_t>(i)]),
                queries_.data() + i * heads * dim);
   }
-  cache_->attend(index, *plan_,
-                 {contiguous_view(queries_.data(), DType::kF32, {rows, heads, dim}),
-                  {contiguous_view(outs_.data(), DType::kF32, {rows, heads, dim})}},
-                 {.executor = executor_});
+  attend(index, node, contiguous_view(queries_.data(), DType::kF32, {rows, heads, dim}),
+         contiguous_view(outs_.data(), DType::kF32, {rows, heads, dim}));
   for (std::int64_t i = 0; i < rows; ++i) {
     copy_heads(outs_.data() + i * heads * dim, node.out(attended_[static_cast<std::size_t>(i)]));
+  }
+}
+
+void Group::attend(int index, const Node& node, const TensorView& queries, const TensorView& outs) {
+  if (ClusterKVCache* cache = cache_->cache(); cache != nullptr) {
+    cache->attend(index, *plan_, {queries, {outs}, node.sink_logits()}, {.executor = executor_});
+  } else {
+    attend_in_place(index, node, queries, outs);
   }
 }
 

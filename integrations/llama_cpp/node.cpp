@@ -44,6 +44,12 @@ bool has_offered_shape(const ggml_tensor& op) {
          query.ne[1] <= kMaxQueryTokens && query.ne[2] % key.ne[2] == 0 && key.ne[3] == query.ne[3];
 }
 
+bool has_offered_sinks(const ggml_tensor& op) {
+  const ggml_tensor* sinks = op.src[4];
+  return sinks == nullptr || (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) &&
+                              ggml_nelements(sinks) == op.src[0]->ne[2]);
+}
+
 std::int64_t elements(std::size_t bytes, ggml_type type) {
   return static_cast<std::int64_t>(bytes / ggml_type_size(type));
 }
@@ -73,10 +79,9 @@ DType dtype_of(ggml_type type) {
 bool Node::is_supported(const ggml_tensor& op, int first_layer) {
   if (op.op != GGML_OP_FLASH_ATTN_EXT || op.type != GGML_TYPE_F32) return false;
   if (op.src[3] == nullptr || op.src[3]->type != GGML_TYPE_F16) return false;
-  const bool has_sinks = op.src[4] != nullptr;
   const bool has_bias = float_param(op, 1) != 0.0F;
   const bool has_softcap = float_param(op, 2) != 0.0F;
-  if (has_sinks || has_bias || has_softcap || !has_offered_shape(op)) return false;
+  if (has_bias || has_softcap || !has_offered_shape(op) || !has_offered_sinks(op)) return false;
   const int layer = layer_of(*op.src[1], "cache_k_l");
   return layer >= first_layer && layer_of(*op.src[2], "cache_v_l") == layer &&
          is_cache(*op.src[1]) && is_cache(*op.src[2]);
@@ -142,6 +147,11 @@ TensorView Node::out(int row) const {
                static_cast<std::size_t>(row / num_tokens()) * op_.nb[3];
   return view3(data, DType::kF32, {1, num_q_heads(), head_dim()},
                {0, elements(op_.nb[1], op_.type), 1});
+}
+
+TensorView Node::sink_logits() const {
+  if (op_.src[4] == nullptr) return {};
+  return contiguous_view(op_.src[4]->data, DType::kF32, {num_q_heads()});
 }
 
 ggml_tensor whole_cache(const ggml_tensor& rows) {

@@ -64,6 +64,9 @@ class Node {
   [[nodiscard]] TensorView query(int row) const;
   [[nodiscard]] TensorView out(int row) const;
 
+  /// Learned sinks, f32 [q_heads], or empty.
+  [[nodiscard]] TensorView sink_logits() const;
+
  private:
   [[nodiscard]] int first_stream() const;
   ggml_tensor& op_;

@@ -9,13 +9,17 @@
 #include <iterator>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 
 namespace clusterkv::llama_cpp {
 namespace {
 
+std::string plugin_log;
+
 /// The plugin's messages and the engine's complaints; all else is not of interest here.
 void show(ggml_log_level level, const char* text, void*) {
   const bool is_ours = std::string_view(text).starts_with("clusterkv:");
+  if (is_ours) plugin_log += text;
   if (is_ours || level == GGML_LOG_LEVEL_ERROR) fmt::print(stderr, "{}", text);
 }
 
@@ -58,6 +62,8 @@ Session::Session(const Model& model, const SessionOptions& options)
   // With AUTO the engine would not use a plugin.
   params.flash_attn_type =
       options.flash ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+  params.cb_eval = options.on_node;
+  params.cb_eval_user_data = options.on_node_data;
   context_.reset(llama_init_from_model(model.get(), params));
   if (!context_) throw std::runtime_error("no context could be made");
 }
@@ -98,6 +104,10 @@ void Session::restore(const std::vector<std::uint8_t>& state) {
   if (llama_state_set_data(get(), state.data(), state.size()) == 0) {
     throw std::runtime_error("the engine could not restore a state");
   }
+}
+
+std::string take_plugin_log() {
+  return std::exchange(plugin_log, {});
 }
 
 std::string read_file(const std::string& path) {

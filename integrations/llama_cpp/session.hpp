@@ -36,7 +36,9 @@ struct SessionOptions {
   int context_tokens = 0;
   int threads = 2;
   int batch = 512;
-  bool flash = true;  ///< the plugin takes over nothing without
+  bool flash = true;                                   ///< the plugin takes over nothing without
+  ggml_backend_sched_eval_callback on_node = nullptr;  ///< asked before and told after each node
+  void* on_node_data = nullptr;
 };
 
 /// One sequence.
@@ -62,6 +64,9 @@ class Session {
   int batch_;
   std::unique_ptr<llama_context, decltype(&llama_free)> context_{nullptr, llama_free};
 };
+
+/// What the plugin said since the last call; it was shown as well.
+std::string take_plugin_log();
 
 /// \throws std::runtime_error
 std::string read_file(const std::string& path);

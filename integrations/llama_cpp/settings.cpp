@@ -47,6 +47,7 @@ Settings Settings::read(const Get& get) {
   Settings settings;
   read_choice(get, "CLUSTERKV_PRESET", "standard", "paper", settings.paper);
   read_choice(get, "CLUSTERKV_STORE", "device", "host", settings.host_store);
+  read_choice(get, "CLUSTERKV_ROWS", "cache", "engine", settings.engine_rows);
   read_choice(get, "CLUSTERKV_STATS", "0", "1", settings.stats);
   read_number(get, "CLUSTERKV_BUDGET", 0, 1 << 24, settings.budget_tokens);
   read_number(get, "CLUSTERKV_DENSE_LAYERS", 0, 1 << 20, settings.dense_layers);

@@ -18,6 +18,7 @@ struct Settings {
   std::int64_t max_tokens = 0;  ///< CLUSTERKV_MAX_TOKENS; 0: twice the engine's cells
   int max_sequences = 16;       ///< CLUSTERKV_MAX_SEQUENCES, 1 .. 1024
   bool host_store = false;      ///< CLUSTERKV_STORE=device|host
+  bool engine_rows = false;     ///< CLUSTERKV_ROWS=cache|engine
   bool stats = false;           ///< CLUSTERKV_STATS=0|1
 
   /// \param get  std::getenv, or a test's

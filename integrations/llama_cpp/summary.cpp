@@ -33,14 +33,17 @@ void Summary::add(const Group& group) {
   times.match += time.match;
   times.append += time.append;
   times.attend += time.attend;
-  stats.selections += cache.total.selections;
+  const bool is_in_place = more.lists > 0;  // a selector knows nothing of what is not estimated
+  stats.selections += is_in_place ? more.lists : cache.total.selections;
   stats.dense_selections += cache.total.dense_selections;
-  stats.attended_tokens += cache.total.attended_tokens;
+  stats.attended_tokens += cache.total.attended_tokens + more.listed_tokens;
   stats.quad_hits += cache.total.quad_hits;
   stats.quad_misses += cache.total.quad_misses;
   stats.quads_in_place += cache.total.quads_in_place;
-  stats.estimates += cache.total.estimates;
-  stats.estimated_mass += cache.total.estimated_mass;
+  if (!is_in_place) {
+    stats.estimates += cache.total.estimates;
+    stats.estimated_mass += cache.total.estimated_mass;
+  }
   held_bytes += cache.held_bytes;
   resident_bytes += static_cast<std::int64_t>(group.resident_bytes());
   workspace_bytes += static_cast<std::int64_t>(group.workspace_bytes());

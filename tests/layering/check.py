@@ -22,6 +22,8 @@ def allowed(path):
         return ("clusterkv/c_",)
     if parts[0] in ("include", "examples"):
         return (public,)
+    if parts[0] == "integrations" and "tests" in parts:
+        return None
     if parts[0] == "integrations":
         return (public, f"integrations/{parts[1]}/")
     if parts[0] == "tools":

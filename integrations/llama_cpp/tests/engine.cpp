@@ -31,11 +31,13 @@ void set_weights(ggml_tensor* tensor, void*) {
   const bool is_norm = std::strstr(tensor->name, "norm") != nullptr;
   const bool is_bias = std::strstr(tensor->name, "bias") != nullptr;
   const bool is_attention = std::strstr(tensor->name, "attn_") != nullptr;
+  const bool is_sink = std::strstr(tensor->name, "sinks") != nullptr;
   const float small = is_norm || is_bias ? 0.02F : 0.12F;
   std::normal_distribution<float> normal(is_norm && !is_bias ? 1.0F : 0.0F,
                                          is_attention && !is_norm && !is_bias ? 0.25F : small);
   std::vector<float> values(static_cast<std::size_t>(ggml_nelements(tensor)));
-  for (float& value : values) value = normal(random);
+  // Sinks that take about as much as a thousand tokens.
+  for (float& value : values) value = normal(random) + (is_sink ? 7.0F : 0.0F);
   ggml_backend_tensor_set(tensor, values.data(), 0, ggml_nbytes(tensor));
 }
 
@@ -47,7 +49,7 @@ void set_number(gguf_context* gguf, const std::string& key, int value) {
 
 ModelPtr make_model(const ModelSpec& spec) {
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_empty(), gguf_free);
-  const std::string arch = spec.window > 0 ? "gemma3" : "llama";
+  const std::string arch = spec.has_sinks ? "gpt-oss" : spec.window > 0 ? "gemma3" : "llama";
   gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
   gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
   set_number(gguf.get(), arch + ".vocab_size", kVocab);
@@ -61,6 +63,12 @@ ModelPtr make_model(const ModelSpec& spec) {
   set_number(gguf.get(), arch + ".attention.value_length", spec.head_dim);
   set_number(gguf.get(), arch + ".rope.dimension_count", spec.head_dim);
   gguf_set_val_f32(gguf.get(), (arch + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5F);
+  if (spec.has_sinks) {
+    set_number(gguf.get(), arch + ".expert_count", 2);
+    set_number(gguf.get(), arch + ".expert_used_count", 2);
+    set_number(gguf.get(), arch + ".expert_feed_forward_length", 64);
+    set_number(gguf.get(), arch + ".attention.sliding_window", 1 << 20);
+  }
   if (spec.window > 0) {
     set_number(gguf.get(), arch + ".attention.sliding_window", spec.window);
     set_number(gguf.get(), arch + ".attention.sliding_window_pattern", 2);
@@ -83,6 +91,8 @@ Engine::Engine(llama_model* model, const EngineOptions& options) {
   params.swa_full = options.full_window_cache;
   params.flash_attn_type = options.attention == Attention::kNoFlash ? LLAMA_FLASH_ATTN_TYPE_DISABLED
                                                                     : LLAMA_FLASH_ATTN_TYPE_ENABLED;
+  params.cb_eval = options.on_node;
+  params.cb_eval_user_data = options.on_node_data;
   context_.reset(llama_init_from_model(model, params));
   if (!context_) throw std::runtime_error("no context: " + take_log());
 }
@@ -136,6 +146,18 @@ bool Engine::give_up_after(int nodes, const Token& token) {
   }
   llama_set_abort_callback(context_.get(), nullptr, nullptr);
   return gave_up;
+}
+
+std::vector<std::uint8_t> Engine::state() {
+  std::vector<std::uint8_t> bytes(llama_state_get_size(context_.get()));
+  bytes.resize(llama_state_get_data(context_.get(), bytes.data(), bytes.size()));
+  return bytes;
+}
+
+void Engine::restore(const std::vector<std::uint8_t>& state) {
+  if (llama_state_set_data(context_.get(), state.data(), state.size()) != state.size()) {
+    throw std::runtime_error("llama_state_set_data: " + take_log());
+  }
 }
 
 std::string take_log() {

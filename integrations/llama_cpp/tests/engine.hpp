@@ -16,6 +16,7 @@ struct ModelSpec {
   int num_layers = 3, num_q_heads = 6, num_kv_heads = 2, head_dim = 64;
   int window =
       0;  ///< > 0: an architecture in which every other layer attends to the last tokens only
+  bool has_sinks = false;  ///< an architecture with learned sinks; its window is above all tokens
 };
 
 using ModelPtr = std::unique_ptr<llama_model, decltype(&llama_model_free)>;
@@ -34,6 +35,8 @@ struct EngineOptions {
   bool is_unified = true;
   int threads = 1;  ///< two spin, and take long on a machine that is busy
   bool full_window_cache = true;
+  ggml_backend_sched_eval_callback on_node = nullptr;
+  void* on_node_data = nullptr;
 };
 
 /// One token of a batch.
@@ -56,6 +59,10 @@ class Engine {
 
   /// Decodes a token, and gives up after so many nodes of the graph. Says whether it did.
   bool give_up_after(int nodes, const Token& token);
+
+  /// All that the engine remembers; and back to it.
+  std::vector<std::uint8_t> state();
+  void restore(const std::vector<std::uint8_t>& state);
 
   llama_memory_t memory() { return llama_get_memory(context_.get()); }
   [[nodiscard]] const std::vector<float>& logits() const { return logits_; }

@@ -38,6 +38,20 @@ INSTANTIATE_TEST_SUITE_P(
                          shape.param.head_dim);
     });
 
+TEST_F(PluginTest, LearnedSinksTakeTheirShare) {
+  const ModelSpec spec{.num_layers = 4, .has_sinks = true};
+  const Script script = [](Engine& engine) {
+    prompt_and_tokens(engine, 700, 8);
+    engine.decode({{.id = 1, .position = 708, .has_logits = true},
+                   {.id = 2, .position = 709, .has_logits = true}});
+  };
+  const Result ours = expect_equal(spec, {}, script);
+  EXPECT_EQ(ours.stat("layers"), 2);
+  const Result few = run(spec, {.attention = Attention::kPlugin}, script, 128);
+  EXPECT_LT(few.stat("attended_tokens"), 16 + 128 + 40);
+  EXPECT_LT(distance(few.logits, ours.logits), 0.05);
+}
+
 TEST_F(PluginTest, RowsMayBeBf16) {
   expect_equal({}, {.cache_type = GGML_TYPE_BF16},
                [](Engine& e) { prompt_and_tokens(e, 700, 12); });
@@ -168,6 +182,30 @@ TEST_F(PluginTest, KeysThatTurnWhileMasksStayAreSeen) {
     for (int i = 0; i < 4; ++i) engine.token(0, 654 + i, 50 + i);
   });
   EXPECT_EQ(ours.stat("cuts"), 1);
+}
+
+TEST_F(PluginTest, ARestoredStateIsSeen) {
+  const Result ours = expect_equal({}, {}, [](Engine& engine) {
+    engine.prompt(0, 0, 300, 1);
+    const auto before = engine.state();
+    engine.prompt(0, 300, 300, 2);
+    for (int i = 0; i < 6; ++i) engine.token(0, 600 + i, 7 * i);
+    // The same cells, of which the first 300 hold what they did.
+    engine.restore(before);
+    engine.prompt(0, 300, 306, 3);
+    for (int i = 0; i < 6; ++i) engine.token(0, 606 + i, 50 + i);
+    // All of them other tokens.
+    llama_memory_clear(engine.memory(), false);
+    engine.prompt(0, 0, 300, 4);
+    const auto other = engine.state();
+    engine.restore(before);
+    engine.prompt(0, 300, 20, 5);
+    for (int i = 0; i < 6; ++i) engine.token(0, 320 + i, 50 + i);
+    engine.restore(other);
+    for (int i = 0; i < 6; ++i) engine.token(0, 300 + i, 50 + i);
+  });
+  EXPECT_EQ(ours.stat("sequences"), 1);
+  EXPECT_GE(ours.stat("cuts"), 1);
 }
 
 TEST_F(PluginTest, ASequenceThatEndsMakesRoomForAnother) {

@@ -41,6 +41,7 @@ TEST(Settings, VariablesAreTakenOver) {
                                   {"CLUSTERKV_MAX_TOKENS", "9000"},
                                   {"CLUSTERKV_MAX_SEQUENCES", "3"},
                                   {"CLUSTERKV_STORE", "host"},
+                                  {"CLUSTERKV_ROWS", "engine"},
                                   {"CLUSTERKV_STATS", "1"}});
   const auto config = settings.config(kModel);
   EXPECT_EQ(config.select.budget_tokens, 256);
@@ -51,6 +52,7 @@ TEST(Settings, VariablesAreTakenOver) {
   EXPECT_EQ(settings.max_tokens, 9000);
   EXPECT_EQ(settings.max_sequences, 3);
   EXPECT_TRUE(settings.stats);
+  EXPECT_TRUE(settings.engine_rows);
 }
 
 TEST(Settings, ABudgetOfZeroTakesOverNothing) {
@@ -65,6 +67,7 @@ TEST(Settings, BadValuesAreRefusedByName) {
       {"CLUSTERKV_MAX_TOKENS", {"0", "4294967296"}},
       {"CLUSTERKV_MAX_SEQUENCES", {"0", "1025"}},
       {"CLUSTERKV_STORE", {"gpu"}},
+      {"CLUSTERKV_ROWS", {"both"}},
       {"CLUSTERKV_STATS", {"yes"}}};
   for (const auto& [name, values] : bad) {
     for (const auto& value : values) {
