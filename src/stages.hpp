@@ -110,9 +110,6 @@ class Stages {
   virtual void restore_rows(const RestoredRows& rows, const Stream& stream) = 0;
 
   // ------------------------------------------------------------------------------ save, load
-  /// \param call  the caller's, for the message
-  /// \throws BackendUnavailable  if the calls below are missing
-  virtual void check_saves(const char* call) const = 0;
   /// All layers of a sequence whose segments are all written.
   virtual void visit_parts(const Sequence& sequence, PartVisitor& visitor,
                            const Stream& stream) = 0;

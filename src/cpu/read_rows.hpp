@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
-
 #include "src/index/cluster_index.hpp"
 #include "src/recall/stored_rows.hpp"
 #include "src/stages.hpp"
@@ -10,6 +8,7 @@
 namespace clusterkv::cpu {
 
 using recall::Access;
+using recall::for_each_page_run;
 
 /// Where the rows of one layer lie.
 struct RowSource {
@@ -26,17 +25,6 @@ struct RowSource {
     rows->fetch(layer, head, {row, count}, access);
   }
 };
-
-/// visit(row, count) for logical rows [first, last) of a page table, where they lie together.
-template <class Visit>
-void for_each_page_run(const std::uint32_t* pages, std::int64_t first, std::int64_t last,
-                       const Visit& visit) {
-  while (first < last) {
-    const std::int64_t end = std::min(last, (first / kPageRows + 1) * kPageRows);
-    visit(paged_row(pages, first), end - first);
-    first = end;
-  }
-}
 
 /// All rows of a segment, in all heads, before some are touched. \throws FileError
 void fetch_segment(const RowSource& source, const SegmentView& segment,

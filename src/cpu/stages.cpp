@@ -2,16 +2,17 @@
 #include "src/cpu/stages.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/attend/count.hpp"
 #include "kernels/common/tensor_io.hpp"
 #include "src/attend/attend_stage.hpp"
 #include "src/cpu/move_rows.hpp"
 #include "src/cpu/paged_export.hpp"
-#include "src/cpu/saved_parts.hpp"
 #include "src/cpu/selection.hpp"
 #include "src/runtime/check.hpp"
 #include "src/runtime/parallel.hpp"
+#include "src/saved_parts.hpp"
 #include "src/select/select_stage.hpp"
 
 namespace clusterkv::cpu {
@@ -347,24 +348,23 @@ void CpuStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
 
 // -------------------------------------------------------------------------------- save, load
 
-template <class Visit>
-void CpuStages::for_each_plane(const Visit& visit) const {
-  for (int layer = 0; layer < model_.num_layers; ++layer) {
-    const bool dense = runtime::is_dense_layer(config_, layer);
-    const RowSource rows = row_source(layer);
-    const IndexStore index = dense ? IndexStore{} : index_.layer(layer);
-    for (int head = 0; head < model_.num_kv_heads; ++head) {
-      visit(SavedPlane{rows, index, head, dense});
-    }
-  }
-}
-
 void CpuStages::visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream&) {
-  for_each_plane([&](const SavedPlane& plane) { cpu::visit_parts(plane, sequence, visitor); });
+  const Access access = visitor.fills_parts() ? Access::kWrite : Access::kRead;
+  clusterkv::visit_parts(saved_stores(access), sequence, visitor);
 }
 
 void CpuStages::check_parts(const Sequence& sequence, const Stream&) const {
-  for_each_plane([&](const SavedPlane& plane) { cpu::check_parts(plane, sequence); });
+  const TableReader reader{
+      .copy = [](void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); },
+      .wait = [] {}};
+  clusterkv::check_parts(saved_stores(Access::kRead), sequence, reader);
+}
+
+SavedStores CpuStages::saved_stores(Access access) const {
+  return {config_, live_, index_, [this](int layer) { return stored_.layer(layer); },
+          [this, access](int layer, int head, std::uint32_t row, std::int64_t count) {
+            row_source(layer).fetch(head, row, count, access);
+          }};
 }
 
 // -------------------------------------------------------------------------------------- read

@@ -9,6 +9,7 @@
 #include "src/index/cluster_index.hpp"
 #include "src/recall/recall_stage.hpp"
 #include "src/recall/row_stores.hpp"
+#include "src/saved_parts.hpp"
 #include "src/stages.hpp"
 
 namespace clusterkv::cpu {
@@ -40,7 +41,6 @@ class CpuStages final : public Stages {
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
-  void check_saves(const char*) const override {}
   void visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream& stream) override;
   void check_parts(const Sequence& sequence, const Stream& stream) const override;
 
@@ -55,8 +55,7 @@ class CpuStages final : public Stages {
  private:
   [[nodiscard]] Executor& executor(const Stream& stream) const;
   [[nodiscard]] RowSource row_source(int layer) const;
-  template <class Visit>
-  void for_each_plane(const Visit& visit) const;
+  [[nodiscard]] SavedStores saved_stores(Access access) const;
   static const SequenceView* views(const LayerCall& call);
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   void combine_totals(const LayerCall& call) const;

@@ -55,18 +55,17 @@ std::unique_ptr<Stages> make(const CacheConfig& config, const Resources& resourc
 CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Rows rows)
     : config_(config),
       model_(config_.model),
+      memory_(memory_or_default(resources)),
       capacity_(runtime::capacity_of(config_)),
       num_dense_(runtime::count_dense_layers(config_)),
-      index_(config_, capacity_, memory_or_default(resources), {Device::kCuda}),
-      live_(model_, capacity_.live_pages, memory_or_default(resources), "live rows",
-            {Device::kCuda}),
-      stored_(model_, stored_pages(capacity_, rows), memory_or_default(resources), "row store",
-              place_of(config_)),
-      slots_(config_, memory_or_default(resources)),
-      sealer_(config_, memory_or_default(resources)),
-      moved_pages_(memory_or_default(resources), moved_pages_bytes(capacity_).get(),
-                   "pages of a cut segment", {Device::kCuda}),
-      counts_(memory_or_default(resources), sizeof(Counts), "counters", {Device::kCuda}) {
+      index_(config_, capacity_, memory_, {Device::kCuda}),
+      live_(model_, capacity_.live_pages, memory_, "live rows", {Device::kCuda}),
+      stored_(model_, stored_pages(capacity_, rows), memory_, "row store", place_of(config_)),
+      slots_(config_, memory_),
+      sealer_(config_, memory_),
+      moved_pages_(memory_, moved_pages_bytes(capacity_).get(), "pages of a cut segment",
+                   {Device::kCuda}),
+      counts_(memory_, sizeof(Counts), "counters", {Device::kCuda}) {
   fill_async(counts_.data(), 0, counts_.bytes(), side_.get());
   slots_.clear(side_.get());
   wait_for(side_.get());
@@ -347,54 +346,6 @@ void CudaStages::attend(const LayerCall& call, const AttentionOut& out,
   count_step(params, &counts()->step, shape_of(call));
 }
 
-// ---------------------------------------------------------------- fork, truncate, save, load
-
-void CudaStages::copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
-                            const Stream& stream) {
-  sealed_.hold(stream.handle);  // what is copied was stored on the side stream
-  const int planes = model_.num_layers * model_.num_kv_heads;
-  for (const PageCopy& copy : live) {
-    copy_page(live_.layer(0), nullptr, 0, {copy.from, copy.to, copy.num_rows}, planes,
-              stream.handle);
-  }
-  for (const PageCopy& copy : rows) {
-    copy_page(stored_.layer(0), index_.positions(0), index_.positions_stride(),
-              {copy.from, copy.to, copy.num_rows}, planes, stream.handle);
-  }
-}
-
-void CudaStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
-  sealed_.hold(stream.handle);
-  const auto pages = [](std::int64_t num_rows) {
-    return static_cast<std::size_t>((num_rows + kPageRows - 1) / kPageRows);
-  };
-  const std::size_t from = pages(rows.segment.first_row + rows.segment.num_rows);
-  auto* row_pages = reinterpret_cast<std::uint32_t*>(moved_pages_.data());
-  std::uint32_t* live_pages = row_pages + from;
-  copy_async(row_pages, rows.row_pages, from * sizeof(std::uint32_t), stream.handle);
-  copy_async(live_pages, rows.live_pages, pages(rows.num_tokens) * sizeof(std::uint32_t),
-             stream.handle);
-  ops::restore_rows({.stored = stored_.layer(0),
-                     .live = live_.layer(0),
-                     .positions = index_.positions(0),
-                     .positions_stride = index_.positions_stride(),
-                     .row_pages = row_pages,
-                     .live_pages = live_pages,
-                     .first_row = rows.segment.first_row,
-                     .num_rows = rows.segment.num_rows,
-                     .first_token = rows.first_token,
-                     .num_tokens = rows.num_tokens},
-                    model_.num_layers * model_.num_kv_heads, stream.handle);
-  wait_for(stream.handle);  // the tables are the caller's
-}
-
-void CudaStages::check_saves(const char* call) const {
-  fail<BackendUnavailable>("{}: not on CUDA yet, expected a cache on kCpu", call);
-}
-// Nothing is saved: check_saves() throws before.
-void CudaStages::visit_parts(const Sequence&, PartVisitor&, const Stream&) {}
-void CudaStages::check_parts(const Sequence&, const Stream&) const {}
-
 // -------------------------------------------------------------------------------------- read
 
 TokenLists CudaStages::token_lists(const LayerCall& call, const Selection& selection) const {
@@ -434,42 +385,6 @@ void CudaStages::to_paged(const LayerCall& call, const Selection& selection,
                .indptr = target.indptr,
                .indices = target.indices},
               rows_of(call));
-}
-
-void CudaStages::read_rows(const RowRange& range, const Sequence& sequence, const TensorView& key,
-                           const TensorView& value, const Stream& stream) const {
-  const SequenceTables tables = sequence.tables();
-  const SequenceView view = sequence.view();
-  // Logical rows [first, last) of a page table, a page at a time.
-  const auto read = [&](const RowStore& store, std::span<const std::uint32_t> pages,
-                        std::int64_t first, std::int64_t last, RowRun run) {
-    for (std::int64_t row = first; row < last;) {
-      const std::int64_t end = std::min(last, (row / kPageRows + 1) * kPageRows);
-      run.first_row = paged_row(pages.data(), row);
-      run.num_rows = static_cast<int>(end - row);
-      ops::read_rows({store, key, value}, run, model_.num_kv_heads, stream.handle);
-      run.first_token += end - row;
-      row = end;
-    }
-  };
-  RowRun run{.begin = range.first, .end = range.last};
-  const RowStore live = live_.layer(range.layer);
-  const std::int64_t sinks = std::min<std::int64_t>(view.num_sinks, range.last);
-  if (range.first < sinks) read(live, tables.live_pages, 0, view.num_sinks, run);
-  const std::int64_t pending = sequence.first_pending_token();
-  if (range.last > pending) {
-    run.first_token = pending;
-    read(live, tables.live_pages, view.first_pending, view.first_pending + view.num_pending, run);
-  }
-  run.positions = index_.positions(range.layer);
-  run.positions_stride = index_.positions_stride();
-  for (int i = 0; i < view.num_segments; ++i) {
-    const SegmentView& segment = view.segments[i];
-    const std::int64_t first = view.num_sinks + segment.first_row;
-    if (first >= range.last || first + segment.num_rows <= range.first) continue;
-    read(stored_.layer(range.layer), tables.row_pages, segment.first_row,
-         segment.first_row + segment.num_rows, run);
-  }
 }
 
 void CudaStages::add_counts(CacheStats& stats) const {

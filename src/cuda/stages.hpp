@@ -11,6 +11,7 @@
 #include "src/cuda/slot_memory.hpp"
 #include "src/index/cluster_index.hpp"
 #include "src/recall/row_stores.hpp"
+#include "src/saved_parts.hpp"
 #include "src/stages.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
@@ -43,7 +44,6 @@ class CudaStages final : public Stages {
   void copy_pages(std::span<const PageCopy> rows, std::span<const PageCopy> live,
                   const Stream& stream) override;
   void restore_rows(const RestoredRows& rows, const Stream& stream) override;
-  void check_saves(const char* call) const override;
   void visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream& stream) override;
   void check_parts(const Sequence& sequence, const Stream& stream) const override;
 
@@ -74,11 +74,13 @@ class CudaStages final : public Stages {
   /// A selection, which need not be the plan's own.
   [[nodiscard]] TokenLists token_lists(const LayerCall& call, const Selection& selection) const;
   static const SequenceView* views(const LayerCall& call);
+  [[nodiscard]] SavedStores saved_stores() const;
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   [[nodiscard]] Counts* counts() const { return reinterpret_cast<Counts*>(counts_.data()); }
 
   CacheConfig config_;
   const ModelShape& model_;
+  MemoryResource& memory_;
   runtime::Capacity capacity_;
   int num_dense_;  ///< dense layers come first
   index::ClusterIndex index_;

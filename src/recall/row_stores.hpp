@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include "clusterkv/config.hpp"
 #include "clusterkv/memory.hpp"
@@ -30,5 +32,16 @@ class RowArena {
   int num_kv_heads_ = 0;
   runtime::Buffer memory_;
 };
+
+/// visit(row, count) for logical rows [first, last) of a page table, where they lie together.
+template <class Visit>
+void for_each_page_run(const std::uint32_t* pages, std::int64_t first, std::int64_t last,
+                       const Visit& visit) {
+  while (first < last) {
+    const std::int64_t end = std::min(last, (first / kPageRows + 1) * kPageRows);
+    visit(paged_row(pages, first), end - first);
+    first = end;
+  }
+}
 
 }  // namespace clusterkv::recall

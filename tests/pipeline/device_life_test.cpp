@@ -109,6 +109,92 @@ TEST_F(DeviceLifeTest, MoreQuadsGoThanTablesHold) {
   EXPECT_TRUE(all_same_bits(go_on(device.driver, id, 6), go_on(twin.driver, other, 6)));
 }
 
+// ------------------------------------------------------------------------------- save, load
+
+using Bytes = std::vector<std::byte>;
+
+Bytes save(Driver<ClusterKVCache>& driver, SequenceId id) {
+  Bytes bytes;
+  driver.cache.save(
+      id,
+      [&](std::span<const std::byte> part) { bytes.insert(bytes.end(), part.begin(), part.end()); },
+      driver.stream_or_own({}));
+  return bytes;
+}
+
+SequenceId load(Driver<ClusterKVCache>& driver, const Bytes& bytes) {
+  std::size_t at = 0;
+  const SequenceId id = driver.cache.load(
+      [&](std::span<std::byte> to) {
+        const std::size_t count = std::min(to.size(), bytes.size() - at);
+        std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), count, to.begin());
+        at += count;
+        return count;
+      },
+      driver.stream_or_own({}));
+  driver.reseed(id, 7);
+  return id;
+}
+
+TEST_F(DeviceLifeTest, ARestoredSequenceHasTheSameBits) {
+  for (const std::uint64_t seed : {0, 3, 4}) {
+    set_schedule(seed);
+    for (const int steps : {0, 13}) {  // after 13 a window is being clustered
+      DeviceCache device(device_config()), other(device_config(Residency::kDevice));
+      const SequenceId id = begin_with(device.driver, steps);
+      begin_with(other.driver, 3);  // other pages are free
+      const Bytes bytes = save(device.driver, id);
+      const SequenceId back = load(other.driver, bytes);
+      const SequenceId beside = load(device.driver, bytes);
+      EXPECT_EQ(save(other.driver, back), bytes) << seed << " " << steps;
+      const Outputs wanted = go_on(device.driver, id, 16);
+      EXPECT_TRUE(all_same_bits(go_on(other.driver, back, 16), wanted)) << seed << " " << steps;
+      EXPECT_TRUE(all_same_bits(go_on(device.driver, beside, 16), wanted)) << seed << " " << steps;
+    }
+  }
+}
+
+/// Clusters come along, so choices are the same, though the backends would not cluster alike.
+TEST_F(DeviceLifeTest, ASequenceMovesFromBackendToBackend) {
+  CacheConfig config = device_config();
+  config.cluster.window_tokens = 100;
+  DeviceCache device(config), again(config);
+  auto host = host_cache(config);
+  const SequenceId id = begin_with(device.driver, 2);
+  const Bytes bytes = save(device.driver, id);
+  const SequenceId moved = load(host, bytes);
+  EXPECT_EQ(save(host, moved), bytes);
+  const SequenceId back = load(again.driver, save(host, moved));
+  const Outputs wanted = go_on(device.driver, id, 8);
+  EXPECT_TRUE(all_same_bits(go_on(again.driver, back, 8), wanted));
+  const Outputs outputs = go_on(host, moved, 8);
+  for (std::size_t step = 0; step < wanted.size(); ++step) {
+    for (std::size_t layer = 0; layer < wanted[step].size(); ++layer) {
+      EXPECT_LT(relative_difference(outputs[step][layer].out, wanted[step][layer].out), 2e-3);
+    }
+  }
+}
+
+TEST_F(DeviceLifeTest, DamagedBytesAreRefusedAndLeaveNothing) {
+  DeviceCache device(device_config()), twin(device_config());
+  const SequenceId id = begin_with(device.driver, 13);
+  const SequenceId other = begin_with(twin.driver, 13);
+  const Bytes bytes = save(device.driver, id);
+  const CacheStats before = device.driver.cache.stats();
+  for (int i = 0; i < 60; ++i) {
+    Bytes damaged = bytes;
+    const std::size_t at = bytes.size() * static_cast<std::size_t>(i) / 60;
+    if (i % 2 == 0) {
+      damaged[at] ^= std::byte{0x10};
+    } else {
+      damaged.resize(at);
+    }
+    EXPECT_THROW(load(device.driver, damaged), FormatError) << at;
+  }
+  EXPECT_EQ(device.driver.cache.stats().held_bytes, before.held_bytes);
+  EXPECT_TRUE(all_same_bits(go_on(device.driver, id, 14), go_on(twin.driver, other, 14)));
+}
+
 // -------------------------------------------------------------------------------- failures
 
 /// Has room for some allocations, and counts what is not given back.
