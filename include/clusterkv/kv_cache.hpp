@@ -124,8 +124,10 @@ class ClusterKVCache {
   /// \throws UnknownSequence     if `id` is not live
   /// \throws ValueError          if `write` is empty
   /// \throws StepError           if a layer of its last step was left out
-  /// \throws BackendUnavailable  with CUDA: not there yet
-  /// Cost: one pass over its rows and index in all layers, on the caller's thread.
+  /// \throws BackendUnavailable  if the stream is another backend's
+  /// \throws OutOfMemory         with CUDA: 4 MiB of pinned memory, for the time of the call
+  /// Cost: one pass over its rows and index in all layers, on the caller's thread; with CUDA the host waits for
+  ///       the stream.
   void save(SequenceId id, const WriteFn& write, Stream stream = {}) const;
 
   /// A new sequence from what save() wrote, here or in another process. It answers with the bits of a
@@ -136,7 +138,7 @@ class ClusterKVCache {
   /// \throws CapacityError       if max_sequences are live, or max_tokens, store.live_tokens or
   ///         store.host_bytes has no room
   /// \throws ValueError          if `read` is empty or says it read more than it was asked for
-  /// \throws BackendUnavailable  with CUDA: not there yet
+  /// \throws BackendUnavailable, OutOfMemory  as save()
   /// Cost: as save(). Takes no memory but pages, for which all sizes are checked before.
   SequenceId load(const ReadFn& read, Stream stream = {});
 
