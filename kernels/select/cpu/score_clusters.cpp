@@ -179,7 +179,7 @@ class Scorer {
     fetch(p_.index.block_offset(item_.kv_head, physical));
     fetch(p_.index.centroid_scale + entry);
     if (p_.use_spread) fetch(p_.index.spread + entry);
-    return {p_.index.block_centroids(item_.kv_head, physical), p_.index.block_bytes()};
+    return {p_.index.block_centroids(item_.kv_head, physical), p_.index.centroid_block_bytes()};
   }
 
   const ScoreParams& p_;
