@@ -162,7 +162,11 @@ TEST_P(AttendRows, HugeLogitsDoNotOverflow) {
   attention.choose_some();
   attention.scale = 400.0F;  // logits of +-1e4 and more
   attention.softcap = 3.0F;
-  expect_all(attention, attention.run());  // all but a few rows weigh alike
+  // All but a few rows weigh alike; those few have logits near 0, whose terms of 1e4 are rounded.
+  const Result capped = attention.run();
+  for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {
+    attention.expect(capped, head, attention.row_terms(head), 2e-4);
+  }
   attention.softcap = 0;
   const Result got = attention.run();
   for (int head = 0; head < attention.scene.shape.num_q_heads; ++head) {

@@ -271,12 +271,13 @@ class Attention {
     return count;
   }
   /// One head of a result against terms.
-  void expect(const Result& got, int q_head, const std::vector<reference::Term>& terms) const {
+  void expect(const Result& got, int q_head, const std::vector<reference::Term>& terms,
+              double tolerance = 2e-5) const {
     const int dim = value_dim();
     const reference::State want = reference::softmax(terms, dim);
     const std::span out(got.out.data() + q_head * dim, static_cast<std::size_t>(dim));
     // fp32 logits of up to 256 products and a few hundred terms.
-    EXPECT_LT(testing::max_error(out, want.out), 2e-5) << "head " << q_head;
+    EXPECT_LT(testing::max_error(out, want.out), tolerance) << "head " << q_head;
     EXPECT_LT(testing::relative_error(got.lse[static_cast<std::size_t>(q_head)], want.lse), 1e-5);
   }
 
