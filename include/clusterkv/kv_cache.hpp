@@ -35,8 +35,8 @@ struct Resources {
 /// The next plan() of a sequence requires that every layer was appended.
 ///
 /// Guarantees: the same bits for any batch composition, any cut of a prompt into chunks, any
-/// residency and any number of threads (not with kEstimateMisses, see StoreConfig). A call that throws leaves the cache as it was. No call
-/// keeps a pointer into its arguments but plan(), which keeps the workspace.
+/// residency and any number of threads (not with kEstimateMisses, see StoreConfig). A call that throws leaves
+/// the cache as it was. No call keeps a pointer into its arguments but plan(), which keeps the workspace.
 ///
 /// With store.cold_path every call that reads or writes clustered rows may throw FileError. It can be made
 /// again; slots may hold fewer rows then.
