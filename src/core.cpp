@@ -256,7 +256,7 @@ void Core::begin_step(DecodePlan::Impl& plan, std::span<const StepRow> rows, con
     pools_.row_copies.clear();
     pools_.live_copies.clear();
   }
-  stages_->begin_step(plan, pools_.stale, stream);
+  stages_->begin_step(plan, pools_.stale.ranges(), stream);
   pools_.stale.clear();
 }
 

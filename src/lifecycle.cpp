@@ -50,7 +50,6 @@ SequenceId Core::fork(SequenceId parent, std::int64_t num_tokens, const Stream& 
   const Cut cut = checked_cut(from, num_tokens == -1 ? from.length() : num_tokens);
   check_room("fork");
   check_cut_fits(from, cut, cut.own_tokens());
-  pools_.reserve_stale(from.sealing().size());
   TakenPages restored = restore(from, cut, stream);
   const SequenceId id{next_id_};
   const auto child =

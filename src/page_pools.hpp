@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/common/tuning.hpp"
@@ -21,6 +22,38 @@ struct StaleQuads {
   std::uint32_t count;
 };
 
+/// Ends of pages of the row store, each once, however often they are named between two steps.
+class StalePages {
+ public:
+  explicit StalePages(std::int64_t num_pages) : place_(static_cast<std::size_t>(num_pages), kNone) {
+    ranges_.reserve(place_.size());
+  }
+
+  /// A quad and those after it in its page.
+  void add(std::uint32_t quad) noexcept {
+    std::uint32_t& place = place_[quad / kQuadsPerPage];
+    const StaleQuads range{quad, kQuadsPerPage - quad % kQuadsPerPage};
+    if (place == kNone) {
+      place = static_cast<std::uint32_t>(ranges_.size());
+      ranges_.push_back(range);
+    } else if (quad < ranges_[place].first) {
+      ranges_[place] = range;
+    }
+  }
+  [[nodiscard]] std::span<const StaleQuads> ranges() const { return ranges_; }
+  void clear() noexcept {
+    for (const StaleQuads& range : ranges_) place_[range.first / kQuadsPerPage] = kNone;
+    ranges_.clear();
+  }
+
+ private:
+  static constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
+  static constexpr std::uint32_t kNone = 0xffffffffU;
+
+  std::vector<StaleQuads> ranges_;
+  std::vector<std::uint32_t> place_;  ///< [page] in `ranges_`
+};
+
 /// The first rows of a page that begin another one too, in all layers.
 struct PageCopy {
   std::uint32_t from;
@@ -33,16 +66,8 @@ struct PagePools {
       : rows(capacity.row_pages),
         live(capacity.live_pages),
         blocks(capacity.blocks),
-        records(capacity.records) {
-    reserve_stale(0);
-  }
-
-  /// Room for what `more` segments add that become visible in a fork. All others add once a segment,
-  /// and pages once each, between two steps.
-  void reserve_stale(std::size_t more) {
-    stale.reserve(stale.size() + more +
-                  static_cast<std::size_t>(rows.num_pages() + records.num_pages()));
-  }
+        records(capacity.records),
+        stale(capacity.row_pages) {}
 
   /// Room for copies of a step of so many rows, at most.
   void reserve_copies(std::size_t num_rows, std::int64_t sink_pages) {
@@ -51,8 +76,7 @@ struct PagePools {
   }
 
   void give_row_page_back(std::uint32_t page) noexcept {
-    constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
-    if (rows.give_back(page)) stale.push_back({page * kQuadsPerPage, kQuadsPerPage});
+    if (rows.give_back(page)) stale.add(page * (kPageRows / kQuadRows));
   }
 
   PagePool rows;
@@ -61,7 +85,7 @@ struct PagePools {
   PagePool records;
   /// Sinks and pending tokens of each sequence, and tokens of each segment: what max_tokens bounds.
   std::int64_t tokens = 0;
-  std::vector<StaleQuads> stale;      ///< since the last step began
+  StalePages stale;                   ///< since the last step began
   std::vector<PageCopy> row_copies;   ///< that the step which begins wants
   std::vector<PageCopy> live_copies;  ///< in this order: a page may be written after it was read
 };

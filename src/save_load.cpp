@@ -43,7 +43,6 @@ SequenceId Core::load(const ReadFn& read, const Stream& stream) {
   const SequenceId id{next_id_};
   auto sequence = std::make_unique<Sequence>(id, resolved_, capacity_);
   Sequence& loaded = *sequence;
-  pools_.reserve_stale(static_cast<std::size_t>(pages_for(head.length)));
   loaded.take_over(head.length, segments, pools_);
   try {
     stages_->visit_parts(loaded, reader, stream);

@@ -158,9 +158,7 @@ void Sequence::commit_sealing(std::size_t count, PagePools& pools) {
     // The page it begins in may have quads in slots: the one that it shares with the segment before,
     // and those of a segment that was there before a cut.
     if (sealed.first_row % kPageRows == 0) continue;
-    constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
-    const std::uint32_t quad = recall::quad_of(paged_row(row_pages_.data(), sealed.first_row));
-    pools.stale.push_back({quad, kQuadsPerPage - quad % kQuadsPerPage});
+    pools.stale.add(recall::quad_of(paged_row(row_pages_.data(), sealed.first_row)));
   }
   sealing_.clear();
 }

@@ -35,7 +35,8 @@ void ExactAttention::attend(const Node& node, std::span<const MaskRow> rows,
     const MaskRow& row = rows[static_cast<std::size_t>(index)];
     const int local = node.local_stream(row.stream);
     const CacheRows::Run run{local, row.cells};
-    DecodeArgs args{.query = node.query(index), .softmax_scale = node.scale()};
+    DecodeArgs args{
+        .query = node.query(index), .softmax_scale = node.scale(), .logit_softcap = node.softcap()};
     args.key =
         as_batch(is_float ? stream_view(node.key(), local) : keys_.view(node.key(), {&run, 1}));
     args.value = as_batch(is_float ? stream_view(node.value(), local)

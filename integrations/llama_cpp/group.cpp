@@ -23,7 +23,8 @@ CacheConfig make_config(const Settings& settings, const std::vector<LayerShape>&
                    .num_kv_heads = shape.num_kv_heads,
                    .head_dim = shape.head_dim,
                    .kv_dtype = stored_as(shape.type),
-                   .softmax_scale = shape.scale};
+                   .softmax_scale = shape.scale,
+                   .logit_softcap = shape.softcap};
   for (const LayerShape& layer : layers) model.layers.push_back(layer.layer);
   CacheConfig config = settings.config(model);
   config.max_sequences = settings.max_sequences;
@@ -57,6 +58,7 @@ LayerShape LayerShape::of(const Node& node) {
           .num_kv_heads = node.num_kv_heads(),
           .type = node.key().type,
           .scale = node.scale(),
+          .softcap = node.softcap(),
           .key = whole_cache(node.key()),
           .value = whole_cache(node.value())};
 }
@@ -65,7 +67,7 @@ bool LayerShape::fits(const LayerShape& other) const {
   return mask == other.mask && cells_per_stream == other.cells_per_stream &&
          num_cells == other.num_cells && head_dim == other.head_dim &&
          num_q_heads == other.num_q_heads && num_kv_heads == other.num_kv_heads &&
-         type == other.type && scale == other.scale;
+         type == other.type && scale == other.scale && softcap == other.softcap;
 }
 
 Group::Group(const Settings& settings, const std::vector<LayerShape>& layers, Executor* executor)

@@ -30,7 +30,7 @@ struct LayerShape {
   std::int64_t cells_per_stream = 0, num_cells = 0;
   int head_dim = 0, num_q_heads = 0, num_kv_heads = 0;
   ggml_type type = GGML_TYPE_F16;
-  float scale = 0;
+  float scale = 0, softcap = 0;
   ggml_tensor key = {}, value = {};  ///< whole_cache() of both
 
   static LayerShape of(const Node& node);

@@ -67,7 +67,8 @@ void Group::attend_in_place(int index, const Node& node, const TensorView& queri
     sparse_decode({.query = row_of(queries, query),
                    .key = as_batch(stream_view(node.key(), local)),
                    .value = as_batch(stream_view(node.value(), local)),
-                   .softmax_scale = node.scale()},
+                   .softmax_scale = node.scale(),
+                   .logit_softcap = node.softcap()},
                   row_of(cells_view_, row), row_of(cell_counts_view_, row),
                   {row_of(outs, query), row_of(lse_view(0), query)}, stream);
     ++query;

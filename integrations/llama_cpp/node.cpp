@@ -80,8 +80,7 @@ bool Node::is_supported(const ggml_tensor& op, int first_layer) {
   if (op.op != GGML_OP_FLASH_ATTN_EXT || op.type != GGML_TYPE_F32) return false;
   if (op.src[3] == nullptr || op.src[3]->type != GGML_TYPE_F16) return false;
   const bool has_bias = float_param(op, 1) != 0.0F;
-  const bool has_softcap = float_param(op, 2) != 0.0F;
-  if (has_bias || has_softcap || !has_offered_shape(op) || !has_offered_sinks(op)) return false;
+  if (has_bias || !has_offered_shape(op) || !has_offered_sinks(op)) return false;
   const int layer = layer_of(*op.src[1], "cache_k_l");
   return layer >= first_layer && layer_of(*op.src[2], "cache_v_l") == layer &&
          is_cache(*op.src[1]) && is_cache(*op.src[2]);
@@ -93,6 +92,10 @@ int Node::layer() const {
 
 float Node::scale() const {
   return float_param(op_, 0);
+}
+
+float Node::softcap() const {
+  return float_param(op_, 2);
 }
 
 int Node::first_stream() const {

@@ -42,6 +42,7 @@ class Node {
   [[nodiscard]] int num_rows() const { return num_tokens() * num_streams(); }
   [[nodiscard]] int num_kv_heads() const { return static_cast<int>(key().ne[2]); }
   [[nodiscard]] float scale() const;
+  [[nodiscard]] float softcap() const;  ///< of logits, after the scale; 0: none
 
   /// Cells of a stream, and of all streams, in the engine's cache; not only those in use.
   [[nodiscard]] std::int64_t cells_per_stream() const { return key().view_src->ne[1]; }

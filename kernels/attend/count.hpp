@@ -17,12 +17,12 @@ inline constexpr std::int64_t kScoredBytes = 12;
 inline constexpr std::int64_t kScaleBytes = 4;
 
 /// Adds a plan row and selection head after its attention, with kept and tail_mass written. Rows without
-/// a query count nothing.
+/// a query count nothing, nor does padding.
 CLUSTERKV_HD inline void count_list(const MergeParams& params, int row, int head,
                                     StepStats& stats) {
   const AttendParams& p = params.attend;
   const SequenceView& view = p.rows[row];
-  if (view.query_row < 0) return;
+  if (view.query_row < 0 || view.is_padding()) return;
   const std::int64_t list = p.lists.list(row, head);
   const std::int64_t head_dim = p.live.head_dim;
   const std::int64_t value_dim = p.live.value_dim;

@@ -54,6 +54,11 @@ struct SequenceView {
   /// Whether clusters are scored: it attends, and has a choice.
   [[nodiscard]] CLUSTERKV_HD bool is_scored() const { return query_row >= 0 && !everything; }
 
+  /// Whether it is of no sequence: one that is in a step has a token.
+  [[nodiscard]] CLUSTERKV_HD bool is_padding() const {
+    return num_sinks + num_pending + num_stored == 0;
+  }
+
   /// Query heads that share a KV head, those of all query tokens: member m of a group is head
   /// m % (num_q_heads / num_kv_heads) of token m / (num_q_heads / num_kv_heads).
   [[nodiscard]] CLUSTERKV_HD int group(int num_q_heads, int num_kv_heads) const {

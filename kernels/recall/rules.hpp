@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "clusterkv/config.hpp"
 #include "kernels/common/host_device.hpp"
 #include "kernels/common/tuning.hpp"
 
@@ -18,15 +19,16 @@ CLUSTERKV_HD inline std::uint32_t quad_of(std::uint32_t row) {
 /// With kEstimateMisses: quads that a plan row and KV head must bring in are numbered from 0, in the order of
 /// its lists, each once. Those from the limit on are left where they are, and so is every cluster that
 /// touches one: it leaves its list, and its mass goes to the tail. Those before it are brought in, also where
-/// their cluster leaves: it will be asked for again.
+/// their cluster leaves: it will be asked for again. A quad that is no hit any more (see is_retained) gives its
+/// slot back first, and is brought in as others are.
 CLUSTERKV_HD inline bool is_left(int number, int max_transfers) {
   return number >= max_transfers;
 }
 inline constexpr int kNoLimit = 0x7fffffff;
 
-/// Whole quads of StoreConfig::transfer_tokens.
-CLUSTERKV_HD constexpr int max_transfers(int transfer_tokens) {
-  return transfer_tokens / kQuadRows;
+/// Whole quads of StoreConfig::transfer_tokens, with kEstimateMisses.
+inline int max_transfers(const StoreConfig& store) {
+  return store.misses == Misses::kEstimateMisses ? store.transfer_tokens / kQuadRows : kNoLimit;
 }
 
 /// State of a slot. `stamp` is the number of the plan that last used it; 0: never.

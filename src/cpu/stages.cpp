@@ -267,14 +267,11 @@ void CpuStages::recall(const LayerCall& call) {
     scratch.retain_from[row] =
         retain_from(config_.store, call.plan.rows[static_cast<std::size_t>(row)]);
   }
-  const int max_transfers = config_.store.misses == Misses::kEstimateMisses
-                                ? recall::max_transfers(config_.store.transfer_tokens)
-                                : recall::kNoLimit;
   slots_.recall(call.layer,
                 {.rows = views(call),
                  .retain_from = scratch.retain_from,
                  .lists = scratch.lists,
-                 .max_transfers = max_transfers,
+                 .max_transfers = recall::max_transfers(config_.store),
                  .num_rows = num_rows(call),
                  .plan_number = call.plan.number,
                  .stored = stored_,

@@ -47,11 +47,6 @@ FixedTables carve_tables(Carver& carver, const PlanLimits& limits) {
   return t;
 }
 
-std::size_t max_stale_ranges(const CacheConfig& config) {
-  const runtime::Capacity capacity = runtime::capacity_of(config);
-  return static_cast<std::size_t>(capacity.row_pages + capacity.records);
-}
-
 Size tables_bytes(const CacheConfig& config, const PlanLimits& limits) {
   const runtime::Capacity capacity = runtime::step_capacity(config, limits);
   Carver fixed(nullptr);
@@ -61,7 +56,7 @@ Size tables_bytes(const CacheConfig& config, const PlanLimits& limits) {
   const Size gaps = (Size(limits.max_rows) * kArrays + kArrays) * alignof(std::max_align_t);
   return Size(fixed.used()) + pages * sizeof(std::uint32_t) +
          Size(capacity.records) * (sizeof(SegmentView) + sizeof(SealView)) +
-         max_stale_ranges(config) * sizeof(QuadRange) + gaps;
+         Size(runtime::capacity_of(config).row_pages) * sizeof(QuadRange) + gaps;
 }
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

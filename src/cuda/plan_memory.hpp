@@ -73,8 +73,6 @@ inline CudaPlan& memory_of(DecodePlan::Impl& plan) {
 
 Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
 FixedTables carve_tables(Carver& carver, const PlanLimits& limits);
-/// Ranges of quads that the tables have room for.
-std::size_t max_stale_ranges(const CacheConfig& config);
 /// Of one step, at most.
 Size tables_bytes(const CacheConfig& config, const PlanLimits& limits);
 

@@ -44,21 +44,24 @@ SealScratch scratch_for(const SealSize& size, const ModelShape& model) {
   return area;
 }
 
-SealSize window_of(const ClusterConfig& c) {
-  return {c.window_tokens,
-          cluster::num_clusters(c.window_tokens, c.tokens_per_cluster, c.min_window_clusters)};
-}
-
-SealSize segment_of(const ClusterConfig& c) {
-  return {c.segment_tokens, cluster::num_clusters(c.segment_tokens, c.tokens_per_cluster, 1)};
+/// Scratch for whole segments of this size, a wave of blocks or as many as there can be at once.
+Size wave_bytes(const CacheConfig& config, int num_tokens, int min_clusters) {
+  if (num_tokens == 0) return 0;
+  const auto tokens = static_cast<int>(std::min<std::int64_t>(num_tokens, config.max_tokens));
+  const SealSize size{
+      tokens, cluster::num_clusters(tokens, config.cluster.tokens_per_cluster, min_clusters)};
+  const std::int64_t most = (config.max_tokens + tokens - 1) / tokens * config.model.num_layers *
+                            config.model.num_kv_heads;
+  return Size(std::min<std::int64_t>(kSegmentJobs, most)) *
+         scratch_for(size, config.model).area_bytes;
 }
 
 }  // namespace
 
 Size Sealer::scratch_bytes(const CacheConfig& config) {
-  const std::size_t window = scratch_for(window_of(config.cluster), config.model).area_bytes;
-  const std::size_t segment = scratch_for(segment_of(config.cluster), config.model).area_bytes;
-  return Size(kSegmentJobs) * std::max(window, segment);
+  const ClusterConfig& c = config.cluster;
+  return std::max(wave_bytes(config, c.window_tokens, c.min_window_clusters).get(),
+                  wave_bytes(config, c.segment_tokens, 1).get());
 }
 
 Size Sealer::initial_bytes(const CacheConfig& config) {

@@ -29,8 +29,9 @@ const char* find_fault(const CacheConfig& config, Rows) {
     return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
   }
   if (config.check_finite) return "check_finite: expected false with CUDA";
-  if (config.store.misses == Misses::kEstimateMisses) {
-    return "store.misses: kEstimateMisses is not supported with CUDA yet, expected kCopyMisses";
+  if (config.store.misses == Misses::kEstimateMisses &&
+      config.store.residency != Residency::kHost) {
+    return "store.misses: kEstimateMisses, expected with Residency::kHost";
   }
   if (!config.store.cold_path.empty()) return "store.cold_path: not with CUDA, expected none";
   if (config.model.num_layers * config.model.num_kv_heads > 65535) {
@@ -331,7 +332,9 @@ void CudaStages::recall(const LayerCall& call) {
                 .num_rows = call.plan.limits.max_rows,
                 .num_kv_heads = model_.num_kv_heads,
                 .plan_number = memory.tables.plan_number,
-                .stats = &counts()->step},
+                .stats = &counts()->step,
+                .rows = views(call),
+                .max_transfers = recall::max_transfers(config_.store)},
                call.stream.handle);
 }
 

@@ -81,14 +81,10 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
   }
   write_seals(plan, memory, writer);
   static_assert(sizeof(QuadRange) == sizeof(StaleQuads));
-  // Forks that come and go without a step can make more of them than there are quads.
-  const bool drops_all = stale.size() > max_stale_ranges(config_);
-  if (drops_all) stale = {};
   const auto* ranges = reinterpret_cast<const QuadRange*>(writer.put(stale));
   copy_async(device, host, writer.used(), stream);
   memory.copied[turn].record(stream);
   if (!slots_.exist()) return;
-  if (drops_all) slots_.clear(stream);
   drop_quads(slots_.layer(0), model_.num_layers * model_.num_kv_heads, ranges,
              static_cast<int>(stale.size()), stream);
 }

@@ -49,35 +49,6 @@ bool fetch_quads(const StoredRows& stored, int layer, int kv_head, const RecallP
   return is_there;
 }
 
-/// Takes clusters out of a list that touch a quad which is left where it is.
-void leave_out(const SlotPool& pool, const SelectionLists& lists, int row, int head,
-               RecallPlan& plan) {
-  std::int32_t* ids = lists.clusters_of(row, head);
-  std::int32_t* counts = lists.counts_of(row, head);
-  std::uint32_t* rows = lists.rows_of(row, head);
-  std::int32_t& num_clusters = lists.num_clusters[lists.list(row, head)];
-  const std::uint32_t* next = rows;
-  int kept = 0;
-  for (int i = 0; i < num_clusters; ++i) {
-    const std::uint32_t* first = next;
-    const int count = counts[i];
-    next += count;
-    if (std::any_of(first, next, [&](std::uint32_t r) { return pool.is_left_out(quad_of(r)); })) {
-      ++plan.left_clusters;
-      plan.left_rows += count;
-      continue;
-    }
-    rows = std::copy(first, next, rows);
-    ids[kept] = ids[i];
-    counts[kept++] = count;
-  }
-  std::fill(ids + kept, ids + num_clusters, -1);
-  std::fill(counts + kept, counts + num_clusters, 0);
-  num_clusters = kept;
-  lists.num_rows[lists.list(row, head)] =
-      static_cast<std::int32_t>(rows - lists.rows_of(row, head));
-}
-
 }  // namespace
 
 std::size_t SlotPools::bytes(const CacheConfig& config, const runtime::Capacity& capacity) {
@@ -128,7 +99,7 @@ void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
           step.lists.capacity, step.rows[row].is_scored() ? step.max_transfers : kNoLimit};
       pool.look_up(request, step.plan_number, step.retain_from[row], plan);
       if (plan.num_copies - plan.first_copy > request.max_transfers) {
-        for (int i = 0; i < served; ++i) leave_out(pool, step.lists, row, first + i, plan);
+        for (int i = 0; i < served; ++i) pool.leave_out(step.lists, row, first + i, plan);
       }
       pool.give_slots(step.plan_number, plan);
     }

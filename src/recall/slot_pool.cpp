@@ -36,20 +36,52 @@ void SlotPool::look_up_quad(std::uint32_t quad, std::uint32_t plan_number,
   const bool is_first = slot.stamp != plan_number;
   slot.stamp = plan_number;
   if (!is_first) return;  // another list, or another row, of this step brought it
-  if (!retained) return claim({quad, found}, plan);
+  if (!retained && plan.max_transfers == kNoLimit) return claim({quad, found}, plan);
+  if (!retained) {
+    slot = {kNoQuad, 0, false};
+    return claim({quad, kNoSlot}, plan);
+  }
   slot.referenced = true;
   ++plan.hits;
 }
 
 void SlotPool::claim(const QuadCopy& copy, RecallPlan& plan) {
   if (is_left(plan.num_copies - plan.first_copy, plan.max_transfers)) {
-    if (copy.slot != kNoSlot) slots_[copy.slot] = {kNoQuad, 0, false};
     directory_[copy.quad] = kLeft;
     plan.copies[plan.num_copies++] = {copy.quad, kLeft};
     return;
   }
   if (copy.slot == kNoSlot) directory_[copy.quad] = kClaim;
   plan.copies[plan.num_copies++] = copy;
+}
+
+void SlotPool::leave_out(const SelectionLists& lists, int row, int head, RecallPlan& plan) const {
+  std::int32_t* ids = lists.clusters_of(row, head);
+  std::int32_t* counts = lists.counts_of(row, head);
+  std::uint32_t* rows = lists.rows_of(row, head);
+  std::int32_t& num_clusters = lists.num_clusters[lists.list(row, head)];
+  const std::uint32_t* next = rows;
+  int kept = 0;
+  for (int i = 0; i < num_clusters; ++i) {
+    const std::uint32_t* first = next;
+    const int count = counts[i];
+    next += count;
+    const bool leaves =
+        std::any_of(first, next, [&](std::uint32_t r) { return is_left_out(quad_of(r)); });
+    if (leaves) {
+      ++plan.left_clusters;
+      plan.left_rows += count;
+      continue;
+    }
+    rows = std::copy(first, next, rows);
+    ids[kept] = ids[i];
+    counts[kept++] = count;
+  }
+  std::fill(ids + kept, ids + num_clusters, -1);
+  std::fill(counts + kept, counts + num_clusters, 0);
+  num_clusters = kept;
+  lists.num_rows[lists.list(row, head)] =
+      static_cast<std::int32_t>(rows - lists.rows_of(row, head));
 }
 
 void SlotPool::give_slots(std::uint32_t plan_number, RecallPlan& plan) {

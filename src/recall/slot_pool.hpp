@@ -22,8 +22,6 @@ struct RecallRequest {
 /// What must be copied, and how the look-ups went. Each quad counts once a plan row.
 struct RecallPlan {
   QuadCopy* copies;  ///< room for one entry a requested row; those read in place have no slot
-  std::int64_t
-      room;  ///< entries of `copies`; its last `in_place` ones are the quads without a slot
   int num_copies = 0;
   int first_copy = 0;            ///< of the running plan row
   int max_transfers = kNoLimit;  ///< of the running plan row
@@ -49,8 +47,10 @@ class SlotPool {
   void look_up(const RecallRequest& request, std::uint32_t plan_number, std::uint32_t retain_from,
                RecallPlan& plan);
 
-  /// Between look_up() and give_slots(): whether a quad that it wanted is left where it is.
+  /// Between look_up() and give_slots(): whether a quad that it wanted is past the limit.
   [[nodiscard]] bool is_left_out(std::uint32_t quad) const { return directory_[quad] == kLeft; }
+  /// Between them: takes clusters out of a list that touch such a quad.
+  void leave_out(const SelectionLists& lists, int row, int head, RecallPlan& plan) const;
 
   /// Makes the directory current after look_up(): gives slots to the missing quads, in order. A slot used in
   /// this step is never taken from its quad.

@@ -99,7 +99,7 @@ TEST_F(DeviceLifeTest, AForkIsSealedRightAfterItsParent) {
   }
 }
 
-TEST_F(DeviceLifeTest, MoreQuadsGoThanTablesHold) {
+TEST_F(DeviceLifeTest, ForksMayComeAndGoBetweenSteps) {
   DeviceCache device(device_config()), twin(device_config());
   const SequenceId id = begin_with(device.driver, 13);
   const SequenceId other = begin_with(twin.driver, 13);
@@ -171,6 +171,41 @@ TEST_F(DeviceLifeTest, ASequenceMovesFromBackendToBackend) {
   for (std::size_t step = 0; step < wanted.size(); ++step) {
     for (std::size_t layer = 0; layer < wanted[step].size(); ++layer) {
       EXPECT_LT(relative_difference(outputs[step][layer].out, wanted[step][layer].out), 2e-3);
+    }
+  }
+}
+
+/// The same clusters: each step finds, misses, reads in place and leaves to the tail what the CPU's does.
+TEST_F(DeviceLifeTest, HitsAreThoseOfTheCpu) {
+  for (const Retention retention : {Retention::kLru, Retention::kRetainSteps}) {
+    for (const int transfer_tokens : {0, 12}) {
+      CacheConfig config = device_config();
+      config.cluster.window_tokens = 100;
+      config.store.device_bytes = 60000;
+      config.store.retention = retention;
+      config.store.misses = transfer_tokens > 0 ? Misses::kEstimateMisses : Misses::kCopyMisses;
+      config.store.transfer_tokens = transfer_tokens;
+      DeviceCache maker(config), device(config);
+      auto host = host_cache(config);
+      const Bytes bytes = save(maker.driver, begin_with(maker.driver, 2));
+      const SequenceId there = load(device.driver, bytes), here = load(host, bytes);
+      for (int i = 0; i < 40; ++i) {
+        device.driver.decode(there);
+        host.decode(here);
+        const StepStats got = device.driver.cache.stats().step, wanted = host.cache.stats().step;
+        ASSERT_EQ(got.quad_hits, wanted.quad_hits) << i;
+        ASSERT_EQ(got.quad_misses, wanted.quad_misses) << i;
+        ASSERT_EQ(got.quads_in_place, wanted.quads_in_place) << i;
+        ASSERT_EQ(got.copied_bytes, wanted.copied_bytes) << i;
+        ASSERT_EQ(got.selected_clusters, wanted.selected_clusters) << i;
+        ASSERT_EQ(got.selected_tokens, wanted.selected_tokens) << i;
+        ASSERT_EQ(got.estimated_clusters, wanted.estimated_clusters) << i;
+        ASSERT_EQ(got.estimated_tokens, wanted.estimated_tokens) << i;
+      }
+      const StepStats total = host.cache.stats().total;
+      EXPECT_GT(total.quad_hits, 100);
+      EXPECT_GT(total.quad_misses, 100);
+      EXPECT_EQ(total.estimated_clusters > 0, transfer_tokens > 0);
     }
   }
 }

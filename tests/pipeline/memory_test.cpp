@@ -290,7 +290,7 @@ TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
   };
   const std::size_t all = bytes();
   config.store.live_tokens = 512;
-  const std::size_t row_bytes = 2 * 2 * 64 * sizeof(float);
+  const std::size_t row_bytes = 2 * 2 * 64 * size_of(small_model_dtype);
   EXPECT_LT(bytes(), all - ((std::size_t{1} << 20) - 1024) * row_bytes);
 
   CacheConfig plenty = config;

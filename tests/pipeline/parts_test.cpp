@@ -76,8 +76,8 @@ TEST(PartsOfTheWhole, BudgetOfAllTokensGivesTheDenseResult) {
         ASSERT_EQ(d.cache.stats().step.dense_selections, 0) << "must take the sparse path";
         for (int layer = 0; layer < 2; ++layer) {
           const Output dense = dense_output(d.cache, layer, id, d.queries(layer));
-          EXPECT_LT(relative_difference(sparse[layer].out, dense.out), 1e-5);
-          EXPECT_LT(largest_difference(sparse[layer].lse, dense.lse), 1e-5);
+          EXPECT_LT(relative_difference(sparse[layer].out, dense.out), small_model_precision());
+          EXPECT_LT(largest_difference(sparse[layer].lse, dense.lse), small_model_precision());
         }
       }
     }
@@ -100,7 +100,7 @@ TEST(PartsOfTheWhole, DenseLayersAndShortSequencesAttendToEverything) {
       const Output dense = dense_output(d.cache, layer, id, d.queries(layer));
       const double difference = relative_difference(sparse[layer].out, dense.out);
       if (layer == 0 || is_short) {
-        EXPECT_LT(difference, 1e-5);
+        EXPECT_LT(difference, small_model_precision());
       } else {
         EXPECT_GT(difference, 1e-4) << "nothing was left out";
       }
@@ -179,10 +179,11 @@ TEST_P(EveryTail, OfSelectorAndEngineMergeToTheCachesResult) {
         parts.push_back(rest_out);
       }
       merge_states(parts, make_out(total, 1, m.num_q_heads, value_dim_of(m)));
-      EXPECT_LT(relative_difference(total.out, whole[layer].out), 1e-5);
-      EXPECT_LT(largest_difference(total.lse, whole[layer].lse), 1e-5);
+      EXPECT_LT(relative_difference(total.out, whole[layer].out), small_model_precision());
+      EXPECT_LT(largest_difference(total.lse, whole[layer].lse), small_model_precision());
       for (std::size_t head = 0; head < part.lse.size(); ++head) {
-        EXPECT_NEAR(log_sum(part.lse[head], rest.lse[head]), whole[layer].lse[head], 1e-5);
+        EXPECT_NEAR(log_sum(part.lse[head], rest.lse[head]), whole[layer].lse[head],
+                    small_model_precision());
       }
     }
   }

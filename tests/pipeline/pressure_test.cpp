@@ -9,7 +9,9 @@ namespace clusterkv::testing {
 namespace {
 
 /// Memory of one page of rows of both layers and KV heads.
-constexpr std::size_t kPageBytes = 2 * 2 * 256 * 2 * 64 * sizeof(float);
+std::size_t page_bytes() {
+  return 2 * 2 * 256 * 2 * 64 * size_of(small_model_dtype);
+}
 
 CacheConfig config_with(std::size_t device_bytes, std::size_t host_bytes) {
   CacheConfig config = config_of(Residency::kHost);
@@ -19,8 +21,8 @@ CacheConfig config_with(std::size_t device_bytes, std::size_t host_bytes) {
 }
 
 TEST(DevicePressure, TakesSlotsByPolicyAndReadsTheRestInPlace) {
-  constexpr std::size_t kQuadBytes = 4 * 2 * 64 * sizeof(float);
-  const auto slots_of = [](std::size_t slots) { return slots * 4 * kQuadBytes; };  // 4 planes
+  const std::size_t quad_bytes = 4 * 2 * 64 * size_of(small_model_dtype);
+  const auto slots_of = [=](std::size_t slots) { return slots * 4 * quad_bytes; };  // 4 planes
   for (const Retention retention : {Retention::kLru, Retention::kRetainSteps}) {
     std::vector<StepStats> totals;
     Outputs wanted;
@@ -53,7 +55,7 @@ TEST(DevicePressure, TakesSlotsByPolicyAndReadsTheRestInPlace) {
 }
 
 TEST(HostPressure, RefusesAStepBeforeAnythingChanges) {
-  const CacheConfig config = config_with(0, 4 * kPageBytes);
+  const CacheConfig config = config_with(0, 4 * page_bytes());
   Driver<ClusterKVCache> d(config), twin(config_with(0, 0));
   const SequenceId a = d.add(1), b = d.add(2);
   ASSERT_EQ(twin.add(1), a);
@@ -62,7 +64,7 @@ TEST(HostPressure, RefusesAStepBeforeAnythingChanges) {
     each->prefill(a, 700);  // 696 rows, three pages
     each->prefill(b, 200);  // 196 rows, one page
   }
-  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(4 * kPageBytes));
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(4 * page_bytes()));
   const CacheStats before = d.cache.stats();
   const StepRow more{b, 100, 1, Phase::kPrefillLast};
   for (int again = 0; again < 2; ++again) {
@@ -79,13 +81,13 @@ TEST(HostPressure, RefusesAStepBeforeAnythingChanges) {
   EXPECT_TRUE(same_bits(go_on(d, b, 40), go_on(twin, b, 40)));
   // Eviction is the caller's.
   d.cache.remove(a);
-  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(kPageBytes));
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(page_bytes()));
   EXPECT_TRUE(same_bits(d.step({more}), twin.step({more})));
   EXPECT_TRUE(same_bits(go_on(d, b, 40), go_on(twin, b, 40)));
 }
 
 TEST(HostPressure, CountsRowsOfABatchTogetherAndPagesOfForksToBeCopied) {
-  Driver<ClusterKVCache> d(config_with(0, 2 * kPageBytes));
+  Driver<ClusterKVCache> d(config_with(0, 2 * page_bytes()));
   const SequenceId a = d.add(1), b = d.add(2);
   d.begin({{a, 10, 0, Phase::kPrefill}, {b, 10, 0, Phase::kPrefill}});
   d.append_all();
@@ -100,7 +102,7 @@ TEST(HostPressure, CountsRowsOfABatchTogetherAndPagesOfForksToBeCopied) {
   const StepRow parent{a, 100, 0, Phase::kPrefillLast};
   EXPECT_NO_THROW(d.begin({parent})) << "alone with its page by now";
   d.append_all();
-  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(2 * kPageBytes));
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(2 * page_bytes()));
   const StepRow last{d.fork(child, 200), 60, 0, Phase::kPrefillLast};
   expect_error<CapacityError>([&] { d.cache.update(d.plan, {&last, 1}); }, "in 1 more pages");
   d.cache.remove(child);
@@ -108,7 +110,7 @@ TEST(HostPressure, CountsRowsOfABatchTogetherAndPagesOfForksToBeCopied) {
 }
 
 TEST(HostPressure, RefusesToLoadWhatHasNoRoom) {
-  Driver<ClusterKVCache> rich(config_with(0, 0)), poor(config_with(0, 2 * kPageBytes));
+  Driver<ClusterKVCache> rich(config_with(0, 0)), poor(config_with(0, 2 * page_bytes()));
   const SequenceId id = rich.add(1);
   rich.prefill(id, 700);
   std::vector<std::byte> bytes;

@@ -81,6 +81,46 @@ struct PoolCase {
   int capacity = 150;       ///< of a list; above 1024 all lists are full: two rounds of a block
   std::size_t padding = 0;  ///< bytes after each row of the store and of the slots
   std::uint32_t steps = 12;
+  int max_transfers = kNoLimit;  ///< of all rows but the third
+};
+
+/// Lists of clusters and rows in memory of their own.
+struct Lists {
+  Lists(int plan_rows, int heads, int capacity)
+      : entries(static_cast<std::size_t>(plan_rows * heads * capacity)),
+        ids(std::vector<std::int32_t>(entries)),
+        row_counts(std::vector<std::int32_t>(entries)),
+        num_clusters(static_cast<std::size_t>(plan_rows * heads)),
+        num_rows(static_cast<std::size_t>(plan_rows * heads)),
+        row_ids(std::vector<std::uint32_t>(entries)),
+        view{heads,           capacity,      ids.data(), row_counts.data(), num_clusters.data(),
+             num_rows.data(), row_ids.data()} {}
+  void copy(Lists& from) {
+    std::copy_n(from.ids.data(), entries, ids.data());
+    std::copy_n(from.row_counts.data(), entries, row_counts.data());
+    std::copy_n(from.num_clusters.data(), from.num_clusters.size(), num_clusters.data());
+    std::copy_n(from.num_rows.data(), from.num_rows.size(), num_rows.data());
+    std::copy_n(from.row_ids.data(), entries, row_ids.data());
+  }
+  void expect_equal(Lists& other) {
+    for (std::size_t list = 0; list < num_rows.size(); ++list) {
+      ASSERT_EQ(num_clusters[list], other.num_clusters[list]);
+      ASSERT_EQ(num_rows[list], other.num_rows[list]);
+      const std::size_t first = list * static_cast<std::size_t>(view.capacity);
+      for (std::size_t i = first; i < first + static_cast<std::size_t>(num_clusters[list]); ++i) {
+        ASSERT_EQ(ids[i], other.ids[i]);
+        ASSERT_EQ(row_counts[i], other.row_counts[i]);
+      }
+      for (std::size_t i = first; i < first + static_cast<std::size_t>(num_rows[list]); ++i) {
+        ASSERT_EQ(row_ids[i], other.row_ids[i]);
+      }
+    }
+  }
+
+  std::size_t entries;
+  testing::Guarded<std::int32_t> ids, row_counts, num_clusters, num_rows;
+  testing::Guarded<std::uint32_t> row_ids;
+  SelectionLists view;
 };
 
 class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInterface<PoolCase> {
@@ -118,16 +158,21 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
     for (int row = 0; row < GetParam().num_rows; ++row) {
       for (int head = 0; head < lists.selection_heads; ++head) {
         int count = 0;
+        int clusters = 0;
         const int room =
             lists.capacity > 1024 ? lists.capacity : random_.between(0, lists.capacity);
         while (count < room) {
           const int first = (20 * step + random_.between(0, 120)) * kQuadRows % 1000;
+          const int before = count;
           for (int i = 0; i < random_.between(1, 14) && count < room; ++i) {
             lists.rows_of(row, head)[count++] =
                 stored_.row_of(std::min(first + i, kQuads * kQuadRows - 1));
           }
+          lists.clusters_of(row, head)[clusters] = 3 * clusters;
+          lists.counts_of(row, head)[clusters++] = count - before;
         }
         lists.num_rows[lists.list(row, head)] = count;
+        lists.num_clusters[lists.list(row, head)] = clusters;
       }
     }
   }
@@ -158,16 +203,16 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
 };
 
 TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
-  const auto [num_slots, served, num_rows, dims, capacity, padding, steps] = GetParam();
+  const auto [num_slots, served, num_rows, dims, capacity, padding, steps, limit] = GetParam();
   const int heads = kHeads * served;
   const auto entries = static_cast<std::size_t>(num_rows * heads * capacity);
-  testing::Guarded<std::uint32_t> row_ids(entries);
-  testing::Guarded<std::int32_t> counts(static_cast<std::size_t>(num_rows * heads));
-  SelectionLists lists{};
-  lists.selection_heads = heads;
-  lists.capacity = capacity;
-  lists.row_ids = row_ids.data();
-  lists.num_rows = counts.data();
+  Lists device(num_rows, heads, capacity), cpu(num_rows, heads, capacity);
+  const SelectionLists& lists = device.view;
+  testing::Guarded<SequenceView> views(static_cast<std::size_t>(num_rows));
+  for (int row = 0; row < num_rows; ++row) {
+    views[static_cast<std::size_t>(row)] = {};
+    views[static_cast<std::size_t>(row)].everything = row == 2;
+  }
   testing::Guarded<QuadCopy> copies(entries);
   testing::Guarded<on_device::RecallCounts> results(kHeads);
   const on_device::SlotPools pools{directory_.data(),
@@ -180,34 +225,43 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
                                    static_cast<std::size_t>(num_slots) * quad_bytes(),
                                    static_cast<std::int64_t>(num_quads()),
                                    num_slots};
+  std::int64_t left = 0;
   for (std::uint32_t step = 1; step <= steps; ++step) {
     draw_lists(static_cast<int>(step), lists);
+    cpu.copy(device);
     // Some rows forget what was not used in the last two steps.
     std::vector<std::uint32_t> retain_from;
     for (int row = 0; row < num_rows; ++row) {
       retain_from.push_back(row % 2 == 1 && step > 2 ? step - 2 : 0);
     }
     on_device::recall_quads({pools, stored_.view(), lists, retain_from.data(), copies.data(),
-                             results.data(), num_rows, kHeads, &step},
+                             results.data(), num_rows, kHeads, &step, nullptr, views.data(), limit},
                             nullptr);
     for (int head = 0; head < kHeads; ++head) {
       std::vector<QuadCopy> cpu_copies(entries);
       RecallPlan plan{.copies = cpu_copies.data()};
       for (int row = 0; row < num_rows; ++row) {
         SlotPool& pool = cpu_[static_cast<std::size_t>(head)];
-        pool.look_up({lists.rows_of(row, head * served),
-                      lists.num_rows + lists.list(row, head * served), served, capacity},
+        pool.look_up({cpu.view.rows_of(row, head * served),
+                      cpu.view.num_rows + lists.list(row, head * served), served, capacity,
+                      row == 2 ? kNoLimit : limit},
                      step, retain_from[static_cast<std::size_t>(row)], plan);
+        for (int i = 0; i < served; ++i) pool.leave_out(cpu.view, row, head * served + i, plan);
         pool.give_slots(step, plan);
       }
       const on_device::RecallCounts& got = results[static_cast<std::size_t>(head)];
       ASSERT_EQ(got.hits, plan.hits) << "step " << step;
       ASSERT_EQ(got.misses, plan.misses) << "step " << step;
       ASSERT_EQ(got.in_place, plan.in_place) << "step " << step;
+      ASSERT_EQ(got.left_clusters, plan.left_clusters) << "step " << step;
+      ASSERT_EQ(got.left_rows, plan.left_rows) << "step " << step;
+      left += plan.left_clusters;
     }
+    device.expect_equal(cpu);
     expect_same_slots(pools);
     if (HasFatalFailure()) return;
   }
+  EXPECT_EQ(left > 0, limit != kNoLimit);
 }
 
 std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
@@ -215,6 +269,7 @@ std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
   return "slots" + std::to_string(c.num_slots) + "_lists" + std::to_string(c.served) + "_rows" +
          std::to_string(c.num_rows) + "_" + testing::name_of(c.dims) +
          (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "") +
+         (c.max_transfers == kNoLimit ? "" : "_limit" + std::to_string(c.max_transfers)) +
          (c.steps < 12 ? "_short" : "");
 }
 INSTANTIATE_TEST_SUITE_P(
@@ -225,7 +280,10 @@ INSTANTIATE_TEST_SUITE_P(
                       PoolCase{100, 1, 1, 64, 1100}, PoolCase{150, 1, 1, 80, 150, 32},
                       PoolCase{150, 1, 1, 256, 150, 16}, PoolCase{12, 2, 2, 64, 60, 0, 2},
                       PoolCase{150, 1, 1, {64, 96}}, PoolCase{60, 1, 2, {128, 256}},
-                      PoolCase{60, 1, 1, {80, 64}, 150, 16}),
+                      PoolCase{60, 1, 1, {80, 64}, 150, 16},
+                      PoolCase{400, 1, 4, 128, 150, 0, 12, 5},
+                      PoolCase{60, 4, 3, 64, 150, 0, 12, 20},
+                      PoolCase{40, 2, 2, 64, 1100, 0, 12, 30}, PoolCase{3, 1, 2, 64, 60, 0, 2, 1}),
     name_of_pool);
 
 }  // namespace

@@ -9,7 +9,7 @@ ModelShape small_model(int num_layers, int num_q_heads, int num_kv_heads, int he
   model.num_q_heads = num_q_heads;
   model.num_kv_heads = num_kv_heads;
   model.head_dim = head_dim;
-  model.kv_dtype = DType::kF32;
+  model.kv_dtype = small_model_dtype;
   return model;
 }
 

@@ -21,7 +21,14 @@ inline int value_dim_of(const ModelShape& model) {
 ModelShape small_model(int num_layers = 1, int num_q_heads = 4, int num_kv_heads = 2,
                        int head_dim = 64);
 
-/// Small clusters and windows, sparse everywhere, f32 rows.
+/// dtype of the rows in small_model(): f32, unless a program runs on a backend that has none of it.
+inline DType small_model_dtype = DType::kF32;
+/// How far attention of small_model() may be from that over the rows as they were given, relative.
+inline double small_model_precision() {
+  return small_model_dtype == DType::kF32 ? 1e-5 : 2e-3;
+}
+
+/// Small clusters and windows, sparse everywhere.
 CacheConfig small_config(const ModelShape& model);
 
 struct AlignedDelete {

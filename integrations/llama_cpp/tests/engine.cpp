@@ -49,7 +49,10 @@ void set_number(gguf_context* gguf, const std::string& key, int value) {
 
 ModelPtr make_model(const ModelSpec& spec) {
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_empty(), gguf_free);
-  const std::string arch = spec.has_sinks ? "gpt-oss" : spec.window > 0 ? "gemma3" : "llama";
+  const std::string arch = spec.has_softcap  ? "gemma2"
+                           : spec.has_sinks  ? "gpt-oss"
+                           : spec.window > 0 ? "gemma3"
+                                             : "llama";
   gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
   gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
   set_number(gguf.get(), arch + ".vocab_size", kVocab);
@@ -67,6 +70,10 @@ ModelPtr make_model(const ModelSpec& spec) {
     set_number(gguf.get(), arch + ".expert_count", 2);
     set_number(gguf.get(), arch + ".expert_used_count", 2);
     set_number(gguf.get(), arch + ".expert_feed_forward_length", 64);
+    set_number(gguf.get(), arch + ".attention.sliding_window", 1 << 20);
+  }
+  if (spec.has_softcap) {
+    gguf_set_val_f32(gguf.get(), "gemma2.attn_logit_softcapping", 2.0F);
     set_number(gguf.get(), arch + ".attention.sliding_window", 1 << 20);
   }
   if (spec.window > 0) {

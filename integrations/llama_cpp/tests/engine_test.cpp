@@ -52,6 +52,23 @@ TEST_F(PluginTest, LearnedSinksTakeTheirShare) {
   EXPECT_LT(distance(few.logits, ours.logits), 0.05);
 }
 
+TEST_F(PluginTest, LogitsMayBeCapped) {
+  const ModelSpec spec{.num_layers = 4, .has_softcap = true};
+  const Script script = [](Engine& engine) {
+    prompt_and_tokens(engine, 700, 8);
+    engine.decode({{.id = 1, .position = 708, .has_logits = true},
+                   {.id = 2, .position = 709, .has_logits = true}});
+  };
+  for (const char* rows : {"cache", "engine"}) {
+    const Variable where("CLUSTERKV_ROWS", rows);
+    const Result ours = expect_equal(spec, {}, script);
+    EXPECT_EQ(ours.stat("layers"), 2);
+    const Result few = run(spec, {.attention = Attention::kPlugin}, script, 128);
+    EXPECT_LT(few.stat("attended_tokens"), 16 + 128 + 40);
+    EXPECT_LT(distance(few.logits, ours.logits), 0.05);
+  }
+}
+
 TEST_F(PluginTest, RowsMayBeBf16) {
   expect_equal({}, {.cache_type = GGML_TYPE_BF16},
                [](Engine& e) { prompt_and_tokens(e, 700, 12); });

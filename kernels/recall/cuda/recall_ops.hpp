@@ -11,6 +11,7 @@
 #include "clusterkv/stats.hpp"
 #include "kernels/common/cuda/backend.hpp"
 #include "kernels/recall/recall.hpp"
+#include "kernels/recall/rules.hpp"
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
@@ -86,6 +87,8 @@ struct RecallCounts {
   std::int32_t hits;
   std::int32_t misses;
   std::int32_t in_place;
+  std::int32_t left_clusters;  ///< that left their lists, and their rows
+  std::int32_t left_rows;
 };
 
 /// Quads that hold other rows from now on.
@@ -109,10 +112,12 @@ struct RecallParams {
   const std::uint32_t*
       plan_number;             ///< of the running step, on the device: a captured launch reads it
   StepStats* stats = nullptr;  ///< [2] step and total, if wanted: hits and misses are added
+  const SequenceView* rows = nullptr;    ///< [num_rows], with a limit
+  int max_transfers = recall::kNoLimit;  ///< of each row that has a tail: see recall/rules.hpp
 };
 
-/// Slots for all selected quads, and their copies. Same directory, slots and counts as the pool of
-/// src/recall/slot_pool.hpp.
+/// Slots for all selected quads, and their copies. Same directory, slots, lists and counts as the CPU's
+/// recall (src/recall/recall_stage.hpp).
 void recall_quads(const RecallParams& params, void* stream);
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

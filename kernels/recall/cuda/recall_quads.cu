@@ -4,8 +4,9 @@
 //
 // Mapping: one block of threads per KV head, plan rows in order. A row that begins a quad looks it up:
 //          a slot is a hit; else its position claims the quad, the lowest position winning. Claims
-//          are numbered by a scan and take the slots that the hand finds, 1024 slots a look. At the
-//          end warps copy quads, 128 KiB in flight a block.
+//          are numbered by a scan and take the slots that the hand finds, 1024 slots a look. With a
+//          limit, those past it are marked, and clusters that touch one leave their lists. At the end
+//          warps copy quads, 128 KiB in flight a block.
 // Bound:   the host link when quads are missing, latency when all are there.
 // Hazard:  loads of rows must not be ld.global.nc: the compiler then moves stores between them and
 //          leaves few in flight.
@@ -31,6 +32,10 @@ constexpr int kWarps = kThreads / kWarpLanes;
 /// In a directory word, together with the position of a row that wants the quad. Slots are lower, so
 /// atomicMin leaves them; kNoSlot is higher.
 constexpr std::uint32_t kClaim = 0x80000000U;
+/// In a directory word: the quad is past the limit. No claim is as high.
+constexpr std::uint32_t kLeft = 0xfffffffeU;
+/// In a list, until it is closed up: a row of a cluster that leaves.
+constexpr std::uint32_t kGone = 0xffffffffU;
 
 struct RecallShared {
   BlockScan<kThreads>::Storage scan;
@@ -39,6 +44,8 @@ struct RecallShared {
   int hits;
   int misses;
   int in_place;
+  int left_clusters;
+  int left_rows;
   int last;  ///< how far the hand came for the last slot of a look
 };
 
@@ -61,23 +68,41 @@ class Recaller {
   __device__ void resolve() {
     if (threadIdx.x == 0) {
       shared_.num_copies = shared_.hits = shared_.misses = shared_.in_place = shared_.last = 0;
+      shared_.left_clusters = shared_.left_rows = 0;
     }
     __syncthreads();
     for (int row = 0; row < p_.num_rows; ++row) {
+      // What attends to everything has no tail.
+      const bool is_limited = p_.max_transfers != recall::kNoLimit && p_.rows[row].is_scored();
+      if (is_limited) {
+        for (int list = 0; list < served_; ++list) forget_stale(row, list);
+        __syncthreads();
+      }
       for (int list = 0; list < served_; ++list) look_up(row, list);
       __syncthreads();
+      const int num_left = is_limited ? mark_left(row) : 0;
       for (int list = 0; list < served_; ++list) give_slots(row, list);
+      if (num_left == 0) continue;
+      for (int list = 0; list < served_; ++list) leave_out(row, list);
+      for (int i = static_cast<int>(threadIdx.x); i < num_left; i += kThreads) {
+        directory_[left_quads(row)[-i].quad] = kNoSlot;
+      }
+      __syncthreads();
     }
     if (threadIdx.x != 0) return;
     p_.pools.hand[head_] = hand_;
     if (is_full_) p_.pools.full_in[head_] = plan_number_;
-    p_.counts[head_] = {shared_.hits, shared_.misses, shared_.in_place};
+    p_.counts[head_] = {shared_.hits, shared_.misses, shared_.in_place, shared_.left_clusters,
+                        shared_.left_rows};
     if (p_.stats == nullptr) return;
     add(&StepStats::quad_hits, shared_.hits);
     add(&StepStats::quad_misses, shared_.misses);
     add(&StepStats::quads_in_place, shared_.in_place);
     add(&StepStats::copied_bytes,
         shared_.misses * static_cast<std::int64_t>(kQuadRows * p_.stored.row_bytes));
+    if (p_.max_transfers == recall::kNoLimit) return;
+    add(&StepStats::estimated_clusters, shared_.left_clusters);
+    add(&StepStats::estimated_tokens, shared_.left_rows);
   }
 
   /// A warp moves two pieces of up to 2 KiB at a time: all their loads, then all their stores.
@@ -172,8 +197,11 @@ class Recaller {
     }
   }
 
-  // ----------------------------------------------------------------------------------- slots
-  __device__ void give_slots(int row, int list) {
+  // ----------------------------------------------------------------------------------- claims
+  /// visit(quad, whether this thread's entry claimed it, claims of the threads before, claims of all) for
+  /// 1024 entries of a list at a time.
+  template <class Visit>
+  __device__ void for_each_claim(int row, int list, const Visit& visit) {
     const int end = count(row, list);
     for (int first = 0; first < end; first += kThreads) {
       const int i = first + static_cast<int>(threadIdx.x);
@@ -181,6 +209,110 @@ class Recaller {
       const bool is_mine = quad != kNoQuad && directory_[quad] == claim(list, i);
       int claims = 0;
       const int mine = BlockScan<kThreads>(shared_.scan).exclusive(is_mine ? 1 : 0, claims);
+      visit(quad, is_mine, mine, claims);
+      __syncthreads();
+    }
+  }
+
+  // ------------------------------------------------------------------------------------ limit
+  /// Slots of quads that are no hit any more are given back: their quads are claimed as the others are.
+  __device__ void forget_stale(int row, int list) {
+    const int end = count(row, list);
+    for (int i = static_cast<int>(threadIdx.x); i < end; i += kThreads) {
+      const std::uint32_t quad = new_quad(row, list, i);
+      if (quad == kNoQuad) continue;
+      // Entries of several lists may name the quad; all of them write the same.
+      const std::uint32_t found = atomicMin(directory_ + quad, kNoSlot);
+      if (found >= kClaim) continue;
+      const std::uint32_t stamp = atomicMax(stamp_ + found, 0U);
+      if (stamp == plan_number_ || recall::is_retained({quad, stamp, false}, p_.retain_from[row])) {
+        continue;
+      }
+      atomicExch(stamp_ + found, 0U);
+      atomicExch(referenced_ + found, 0U);
+      atomicExch(owner_ + found, kNoQuad);
+      atomicExch(directory_ + quad, kNoSlot);
+    }
+  }
+
+  /// Where a row's quads past the limit are listed, downwards: the end of what its copies can take.
+  __device__ QuadCopy* left_quads(int row) const {
+    return copies_ + std::int64_t{row + 1} * served_ * p_.lists.capacity - 1;
+  }
+
+  /// Returns how many claims are past the limit.
+  __device__ int mark_left(int row) {
+    int wanted = 0;
+    for (int list = 0; list < served_; ++list) {
+      for_each_claim(row, list, [&](std::uint32_t quad, bool is_mine, int mine, int claims) {
+        const int number = wanted + mine;
+        if (is_mine && recall::is_left(number, p_.max_transfers)) {
+          directory_[quad] = kLeft;
+          left_quads(row)[p_.max_transfers - number] = {quad, kNoSlot};
+        }
+        wanted += claims;
+      });
+    }
+    return max(0, wanted - p_.max_transfers);
+  }
+
+  /// Takes clusters out of a list that touch a marked quad.
+  __device__ void leave_out(int row, int list) {
+    const int head = head_ * served_ + list;
+    std::int32_t* ids = p_.lists.clusters_of(row, head);
+    std::int32_t* counts = p_.lists.counts_of(row, head);
+    std::uint32_t* rows = p_.lists.rows_of(row, head);
+    BlockScan<kThreads> scan(shared_.scan);
+    const int num_clusters = p_.lists.num_clusters[p_.lists.list(row, head)];
+    const int num_rows = count(row, list);
+    int begin = 0;  // rows of the clusters before
+    int kept = 0;
+    for (int first = 0; first < num_clusters; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      const bool is_one = i < num_clusters;
+      const std::int32_t id = is_one ? ids[i] : -1;
+      const int size = is_one ? counts[i] : 0;
+      int size_of_all = 0;
+      std::uint32_t* own = rows + begin + scan.exclusive(size, size_of_all);
+      bool leaves = false;
+      for (int r = 0; r < size; ++r) leaves = leaves || directory_[quad_of(own[r])] == kLeft;
+      if (leaves) {
+        for (int r = 0; r < size; ++r) own[r] = kGone;
+        atomicAdd(&shared_.left_clusters, 1);
+        atomicAdd(&shared_.left_rows, size);
+      }
+      int staying = 0;
+      const int rank = scan.exclusive(is_one && !leaves ? 1 : 0, staying);
+      if (is_one && !leaves) {
+        ids[kept + rank] = id;
+        counts[kept + rank] = size;
+      }
+      begin += size_of_all;
+      kept += staying;
+      __syncthreads();
+    }
+    for (int i = kept + static_cast<int>(threadIdx.x); i < num_clusters; i += kThreads) {
+      ids[i] = -1;
+      counts[i] = 0;
+    }
+    int kept_rows = 0;
+    for (int first = 0; first < num_rows; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      const std::uint32_t id = i < num_rows ? rows[i] : kGone;
+      int staying = 0;
+      const int rank = scan.exclusive(id != kGone ? 1 : 0, staying);
+      if (id != kGone) rows[kept_rows + rank] = id;
+      kept_rows += staying;
+      __syncthreads();
+    }
+    if (threadIdx.x != 0) return;
+    p_.lists.num_clusters[p_.lists.list(row, head)] = kept;
+    p_.lists.num_rows[p_.lists.list(row, head)] = kept_rows;
+  }
+
+  // ----------------------------------------------------------------------------------- slots
+  __device__ void give_slots(int row, int list) {
+    for_each_claim(row, list, [&](std::uint32_t quad, bool is_mine, int mine, int claims) {
       if (is_mine) shared_.quad[mine] = quad;
       __syncthreads();
       const int given = find_slots(claims);
@@ -190,8 +322,7 @@ class Recaller {
         shared_.misses += given;
         shared_.in_place += claims - given;
       }
-      __syncthreads();
-    }
+    });
   }
 
   /// Slots for the first of `claims` quads, in the order of the hand; returns for how many.
