@@ -83,6 +83,7 @@ int main() {
       cudaGraph_t graph = nullptr;
       check(cudaStreamBeginCapture(handle, cudaStreamCaptureModeThreadLocal));
       cache.append(0, plan, key, key, stream);
+      // With more layers: prefetch(layer + 1, plan, hint, stream) here, and limits.prefetch.
       cache.attend(0, plan, args, stream);
       check(cudaStreamEndCapture(handle, &graph));
       check(cudaGraphInstantiate(&step, graph, 0));

@@ -109,6 +109,15 @@ ckv_status ckv_cache_append(ckv_cache* cache, const ckv_layer_call* call, const 
   });
 }
 
+ckv_status ckv_cache_prefetch(ckv_cache* cache, const ckv_layer_call* call,
+                              const ckv_tensor* query_hint, ckv_error* error) {
+  return c::guarded(error, [&] {
+    auto& on = handle_of(cache);
+    const c::Call at = c::to_call(on, call);
+    on.cache.prefetch(at.layer, at.plan.plan, c::to_view(query_hint, "query_hint"), at.stream);
+  });
+}
+
 ckv_status ckv_cache_select(ckv_cache* cache, const ckv_layer_call* call, const ckv_tensor* query,
                             ckv_selection* selection, ckv_error* error) {
   return c::guarded(error, [&] { c::select(handle_of(cache), call, query, selection); });

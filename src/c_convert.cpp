@@ -106,7 +106,8 @@ PlanLimits to_limits(const ckv_plan_limits* limits) {
           .max_new_tokens = l.max_new_tokens,
           .max_budget_tokens = l.max_budget_tokens,
           .max_query_tokens = l.max_query_tokens == 0 ? 1 : l.max_query_tokens,
-          .max_context_tokens = l.max_context_tokens};
+          .max_context_tokens = l.max_context_tokens,
+          .prefetch = l.prefetch != 0};
 }
 
 void fill_needs(const MemoryNeeds& from, ckv_memory_needs* to) {

@@ -332,6 +332,27 @@ void Core::append(int layer, const DecodePlan& plan, const TensorView& key, cons
   values_ = value.empty() ? Values::kMissing : Values::kGiven;
 }
 
+void Core::prefetch(int layer, const DecodePlan& plan, const TensorView& query_hint,
+                    const Stream& stream) {
+  check_step(layer, plan);
+  stages_->check_stream(stream);
+  if (!plan.impl->limits.prefetch) {
+    fail<StepError>("plan: made without limits.prefetch, expected true for prefetch()");
+  }
+  const std::vector<bool>& captured = plan.impl->captured;
+  if (!stages_->is_capturing(stream) &&
+      std::find(captured.begin(), captured.end(), true) != captured.end()) {
+    fail<StepError>(
+        "stream: records no graph, expected prefetch() of a captured step inside of it");
+  }
+  const ModelShape& m = resolved_.model;
+  const std::int64_t rows = plan.impl->num_query_tokens;
+  check_tensor(query_hint, {"query_hint", {rows, m.num_q_heads, m.head_dim}, kFloatTypes},
+               backend_);
+  if (runtime::is_dense_layer(resolved_, layer)) return;
+  stages_->prefetch({layer, *plan.impl, stream, false}, query_hint);
+}
+
 void Core::count_sealing(const Sequence& sequence) {
   const int clustered = resolved_.model.num_layers - runtime::count_dense_layers(resolved_);
   const std::int64_t runs = std::int64_t{clustered} * resolved_.model.num_kv_heads;

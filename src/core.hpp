@@ -46,6 +46,8 @@ class Core {
   void update(DecodePlan& plan, std::span<const StepRow> rows, const Stream& stream);
   void append(int layer, const DecodePlan& plan, const TensorView& key, const TensorView& value,
               const Stream& stream);
+  void prefetch(int layer, const DecodePlan& plan, const TensorView& query_hint,
+                const Stream& stream);
 
   /// A layer that was appended in the plan's step.
   /// \throws StepError   if it was not, or the plan is stale, or of another object

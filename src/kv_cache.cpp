@@ -4,6 +4,7 @@
 //
 //   append : rows ─> live store ─> (when plan() decided so)  cluster ─> index ─> row store
 //   attend : score ─> choose ─> recall ─> attend
+//   prefetch : score ─> choose ─> recall, ahead of attend
 #include "clusterkv/kv_cache.hpp"
 
 #include "src/core.hpp"
@@ -29,6 +30,11 @@ void ClusterKVCache::attend(int layer, const DecodePlan& plan, const AttendArgs&
   step.choose();
   step.recall();
   step.attend(args.out, args.sink_logits);
+}
+
+void ClusterKVCache::prefetch(int layer, const DecodePlan& plan, const TensorView& query_hint,
+                              Stream stream) {
+  impl_->core.prefetch(layer, plan, query_hint, stream);
 }
 
 Selection ClusterKVCache::select(int layer, const DecodePlan& plan, const TensorView& query,

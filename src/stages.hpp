@@ -24,6 +24,7 @@ struct LayerCall {
   const Stream& stream;
   bool dense;            ///< no index: attends to everything
   bool adopted = false;  ///< the choice came from the caller
+  bool ahead = false;    ///< of prefetch(), which has scratch of its own
 };
 
 /// First tokens of a visible segment, to be pending again.
@@ -93,6 +94,10 @@ class Stages {
   /// \throws ShapeError, DTypeError, ValueError, CapacityError
   virtual void adopt(const LayerCall& call, const Selection& selection) = 0;
   virtual void recall(const LayerCall& call) = 0;
+  /// Recalls what `query` would choose, beside what the stream does until the layer's recall(). Of a layer
+  /// with an index, in a plan with limits.prefetch.
+  /// \throws StepError
+  virtual void prefetch(const LayerCall& call, const TensorView& query) = 0;
   /// `sink_logits` may be empty.
   virtual void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
                       Part part) = 0;

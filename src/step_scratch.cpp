@@ -18,12 +18,11 @@ SelectionLists carve_lists(Carver& carver, const CacheConfig& config, const Plan
   return lists;
 }
 
-StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
+StepScratch carve_choice(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
   const ModelShape& m = config.model;
   const Size row_heads = Size(m.num_q_heads) * limits.max_query_tokens;
   const Size heads = row_heads * limits.max_rows;
   const Size sums = row_heads * runtime::step_capacity(config, limits).blocks;
-  const Size pieces = heads * attend::kMaxPieces;
   const bool per_query_head = config.select.grouping == HeadGrouping::kPerQueryHead;
   StepScratch s{};
   s.query = carver.take<float>(heads * m.head_dim);
@@ -32,6 +31,14 @@ StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimi
   s.e = carver.take<float>(sums * kBlockClusters);
   s.z = per_query_head ? carver.take<float>(sums * kBlockClusters) : nullptr;
   s.block_sums = carver.take<BlockSums>(sums);
+  return s;
+}
+
+StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
+  const ModelShape& m = config.model;
+  const Size heads = Size(m.num_q_heads) * limits.max_query_tokens * limits.max_rows;
+  const Size pieces = heads * attend::kMaxPieces;
+  StepScratch s = carve_choice(carver, config, limits);
   s.partials.heads = carver.take<attend::PartialHead>(pieces);
   s.partials.outputs = carver.take<float>(pieces * m.value_dim);
   s.partials.num_q_heads = m.num_q_heads * limits.max_query_tokens;

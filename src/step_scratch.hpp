@@ -29,6 +29,7 @@ struct StepScratch {
 
   /// Of a plan row, after `blocks` blocks of the rows before.
   [[nodiscard]] RowScores scores_at(std::int64_t blocks, int num_q_heads, int query_tokens) const {
+    if (e == nullptr) return {};
     const std::int64_t sums = blocks * num_q_heads * query_tokens;
     return {e + sums * kBlockClusters, z == nullptr ? nullptr : z + sums * kBlockClusters,
             block_sums + sums};
@@ -36,6 +37,8 @@ struct StepScratch {
 };
 
 SelectionLists carve_lists(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
+/// What score and choose need; the rest is null.
+StepScratch carve_choice(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
 StepScratch carve_step(Carver& carver, const CacheConfig& config, const PlanLimits& limits);
 
 /// One layer of one step.

@@ -112,6 +112,10 @@ ckv_status ckv_cache_append(ckv_cache* cache, const ckv_layer_call* call, const 
 /// CKV_STEP_ERROR.
 ckv_status ckv_cache_attend(ckv_cache* cache, const ckv_layer_call* call,
                             const ckv_attend_args* args, ckv_error* error);
+/// Brings what attend() of a later layer will read; needs ckv_plan_limits::prefetch. CKV_STEP_ERROR.
+/// \param query_hint  [query rows, num_q_heads, head_dim], f32, f16 or bf16
+ckv_status ckv_cache_prefetch(ckv_cache* cache, const ckv_layer_call* call,
+                              const ckv_tensor* query_hint, ckv_error* error);
 /// \param query  [query rows, num_q_heads, head_dim], f32, f16 or bf16
 /// CKV_STEP_ERROR.
 ckv_status ckv_cache_select(ckv_cache* cache, const ckv_layer_call* call, const ckv_tensor* query,

@@ -33,6 +33,8 @@ typedef struct ckv_plan_limits {
   int32_t max_budget_tokens;  ///< 0: that of the config
   int32_t max_query_tokens;
   int64_t max_context_tokens;  ///< 0: max_tokens of the config
+  int32_t prefetch;            ///< not 0: ckv_cache_prefetch() may be called
+  int32_t reserved;            ///< 0
 } ckv_plan_limits;
 
 /// MemoryNeeds

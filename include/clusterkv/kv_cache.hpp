@@ -42,7 +42,7 @@ struct Resources {
 /// again; slots may hold fewer rows then.
 ///
 /// CUDA: tensors lie in device or pinned memory. Calls enqueue on their stream and return; all calls of a
-/// cache take the same stream, or streams that the caller orders. append() and attend() may be captured into
+/// cache take the same stream, or streams that the caller orders. append(), prefetch() and attend() may be captured into
 /// a graph, which serves the later steps of its plan: pad rows to the captured number, keep the tensors
 /// where they are, and call update() outside. docs/recall.md says who waits for whom.
 ///
@@ -191,6 +191,27 @@ class ClusterKVCache {
   ///       the value means that matter.
   /// Source: arXiv 2412.03213; tail and shared choice: ours (docs/paper-map.md).
   void attend(int layer, const DecodePlan& plan, const AttendArgs& args, Stream stream = {});
+
+  /// Begins to bring what attend() of a later layer will read from the host store, beside what the stream
+  /// is given from here on: call it before attend() of the layer that runs now. Never changes an answer,
+  /// whatever the hint; but with kEstimateMisses, what it brought is not estimated. What the later choice
+  /// lacks is brought as without it; what the hint chose in vain takes slots as any choice, and time of
+  /// the link. The CPU backend, dense layers and Residency::kDevice have
+  /// nothing to bring: the call checks its arguments.
+  ///
+  /// The layer need not be appended yet. After its attend() there is nothing to gain.
+  ///
+  /// CUDA graphs: captured if attend() of its layer, which must follow, is in the same capture; else
+  /// neither may be.
+  ///
+  /// \param query_hint  [plan.num_query_tokens(), num_q_heads, head_dim], as close to the layer's queries as
+  ///                    can be known: those of the layer before, say, or of the step before
+  /// \throws ShapeError, DTypeError  if the tensor is not of that form, or there is no such layer
+  /// \throws StepError               if the plan is stale, of another object, or was made without
+  ///         limits.prefetch; if a graph has one of prefetch() and attend() but not the other
+  /// Cost: as select(), and the copies; on a stream of its own.
+  void prefetch(int layer, const DecodePlan& plan, const TensorView& query_hint,
+                Stream stream = {});
 
   /// The choice attend() would make. Rows that attend to everything list all their clusters, but
   /// those of a dense layer, which has none, list nothing.

@@ -10,7 +10,8 @@ inline namespace v0 {
 
 /// Counts over attend() calls. The unit of the token counts is a row read by one selection head: a
 /// KV head with HeadGrouping::kShared, a query head with kPerQueryHead. Divide by `selections` for
-/// the mean of one head.
+/// the mean of one head. Quads and copied bytes of prefetch() count too: what it found or brought is
+/// neither hit nor miss of the step's attend() any more.
 struct StepStats {
   std::int64_t selections = 0;        ///< (query row, layer, selection head) that attended
   std::int64_t dense_selections = 0;  ///< those of them that attended to everything

@@ -39,6 +39,8 @@ struct PlanLimits {
   /// Lengths of all rows together after a step, tokens that forks share in each of them; 0: max_tokens of
   /// the config, which is enough where no forks are in a step.
   std::int64_t max_context_tokens = 0;
+  /// ClusterKVCache::prefetch() may be called. CUDA with Residency::kHost: scratch for a second choice.
+  bool prefetch = false;
 };
 
 /// Bytes that a cache and one plan will take, known before anything is made. The stores are

@@ -33,6 +33,7 @@ class CpuStages final : public Stages {
   void choose(const LayerCall& call) override;
   void adopt(const LayerCall& call, const Selection& selection) override;
   void recall(const LayerCall& call) override;
+  void prefetch(const LayerCall&, const TensorView&) override {}  // rows are read by who calls
   void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
               Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;

@@ -9,27 +9,42 @@ CudaPlan::~CudaPlan() {
   try {
     for (const Event& event : copied) event.wait();
     sealed.wait();
+    prefetched.wait();
   } catch (const CudaError&) {
     // The device is lost, and with it what would be read.
   }
 }
 
-Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
+namespace {
+
+/// After what carve_step() or carve_choice() took.
+void carve_select(Carver& carver, const CacheConfig& config, const PlanLimits& limits,
+                  ChoiceScratch& s) {
   const runtime::Capacity capacity = runtime::step_capacity(config, limits);
-  const Size lists = Size(limits.max_rows) * capacity.selection_heads;
+  const Size lists = Size(limits.max_rows) * s.lists.selection_heads;
   // A row's last slice may be cut short.
   const Size slices =
-      lists + Size(num_slices(static_cast<int>(capacity.blocks))) * capacity.selection_heads;
-  Scratch s{};
-  static_cast<StepScratch&>(s) = carve_step(carver, config, limits);
-  s.unwanted = carve_lists(carver, config, limits);
+      lists + Size(num_slices(static_cast<int>(capacity.blocks))) * s.lists.selection_heads;
   s.select.keys = carver.take<std::uint32_t>(slices * kSliceClusters);
   s.select.ids = carver.take<std::int32_t>(slices * kSliceClusters);
   s.select.counts = carver.take<std::int32_t>(slices);
   s.select.arrived = carver.take<std::uint32_t>(lists);
-  s.attend_arrived = carver.take<std::uint32_t>(lists);
   s.copies = carver.take<recall::QuadCopy>(lists * s.lists.capacity);
   s.recall_counts = carver.take<RecallCounts>(config.model.num_kv_heads);
+}
+
+}  // namespace
+
+Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimits& limits) {
+  Scratch s{};
+  static_cast<StepScratch&>(s) = carve_step(carver, config, limits);
+  carve_select(carver, config, limits, s);
+  s.unwanted = carve_lists(carver, config, limits);
+  s.attend_arrived = carver.take<std::uint32_t>(Size(limits.max_rows) * s.lists.selection_heads);
+  if (limits.prefetch && config.store.residency == Residency::kHost) {
+    static_cast<StepScratch&>(s.ahead) = carve_choice(carver, config, limits);
+    carve_select(carver, config, limits, s.ahead);
+  }
   s.tables = carver.take<std::byte>(tables_bytes(config, limits));
   return s;
 }
@@ -40,6 +55,7 @@ FixedTables carve_tables(Carver& carver, const PlanLimits& limits) {
   t.views = carver.take<SequenceView>(rows);
   t.adopted_views = carver.take<SequenceView>(rows);
   t.scores = carver.take<RowScores>(rows);
+  t.ahead_scores = carver.take<RowScores>(rows);
   t.first_slice = carver.take<std::int64_t>(rows);
   t.retain_from = carver.take<std::uint32_t>(rows);
   t.plan_number = carver.take<std::uint32_t>(1);

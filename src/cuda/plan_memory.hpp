@@ -22,12 +22,16 @@
 namespace clusterkv::CLUSTERKV_DEVICE {
 
 /// Arrays in device memory. R = max_rows, S = selection_heads, C = list capacity.
-struct Scratch : StepScratch {
-  SelectionLists unwanted;  ///< the choice that an adopted one takes the place of
+struct ChoiceScratch : StepScratch {
   SelectScratch select;
+  recall::QuadCopy* copies;     ///< [kv_head, R * C * lists of a KV head]
+  RecallCounts* recall_counts;  ///< [kv_head]
+};
+
+struct Scratch : ChoiceScratch {
+  SelectionLists unwanted;        ///< the choice that an adopted one takes the place of
   std::uint32_t* attend_arrived;  ///< [R, S]
-  recall::QuadCopy* copies;       ///< [kv_head, R * C * lists of a KV head]
-  RecallCounts* recall_counts;    ///< [kv_head]
+  ChoiceScratch ahead;            ///< of prefetch(), with limits.prefetch and rows on the host
   std::byte* tables;              ///< tables_bytes()
 };
 
@@ -36,6 +40,7 @@ struct FixedTables {
   SequenceView* views;          ///< [R]
   SequenceView* adopted_views;  ///< [R]
   RowScores* scores;            ///< [R]
+  RowScores* ahead_scores;      ///< [R], of prefetch()
   std::int64_t* first_slice;    ///< [R]
   std::uint32_t* retain_from;   ///< [R]
   std::uint32_t* plan_number;   ///< [1]
@@ -49,12 +54,15 @@ struct SealSize {
 };
 
 struct CudaPlan final : PlanMemory {
-  explicit CudaPlan(const Event& sealed_event) : sealed(sealed_event) {}
+  CudaPlan(const Event& sealed_event, const Event& prefetched_event)
+      : sealed(sealed_event), prefetched(prefetched_event) {}
   /// The host waits until the workspace may serve another plan: until what it holds for streams that the
   /// caller does not know of was read.
   ~CudaPlan() override;
 
-  const Event& sealed;  ///< the cache's: the last segment that a step enqueued
+  // Of the cache: the last segment that a step enqueued, and the last prefetch().
+  const Event& sealed;
+  const Event& prefetched;
   Scratch scratch{};
   FixedTables tables{};  ///< in device memory
   std::byte* staging[2] = {};

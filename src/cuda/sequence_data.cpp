@@ -129,7 +129,8 @@ SavedStores CudaStages::saved_stores() const {
 }
 
 void CudaStages::visit_parts(const Sequence& sequence, PartVisitor& visitor, const Stream& stream) {
-  sealed_.hold(stream.handle);  // its pages may be those of a segment that is being written
+  sealed_.hold(stream.handle);          // its pages may be those of a segment that is being written
+  prefetches_.hold_all(stream.handle);  // and pages that are filled may be read
   StagedParts staged(visitor, memory_, stream.handle);
   clusterkv::visit_parts(saved_stores(), sequence, staged);
   staged.flush();

@@ -66,7 +66,8 @@ CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Ro
       sealer_(config_, memory_),
       moved_pages_(memory_, moved_pages_bytes(capacity_).get(), "pages of a cut segment",
                    {Device::kCuda}),
-      counts_(memory_, sizeof(Counts), "counters", {Device::kCuda}) {
+      counts_(memory_, sizeof(Counts), "counters", {Device::kCuda}),
+      prefetches_(model_.num_layers) {
   fill_async(counts_.data(), 0, counts_.bytes(), side_.get());
   slots_.clear(side_.get());
   wait_for(side_.get());
@@ -118,12 +119,13 @@ void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
   if (plan.limits.max_rows > 65535) {
     fail<ShapeError>("limits.max_rows: {}, expected at most 65535 with CUDA", plan.limits.max_rows);
   }
-  auto memory = std::make_unique<CudaPlan>(sealed_);
+  auto memory = std::make_unique<CudaPlan>(sealed_, prefetches_.last());
   Carver carver(static_cast<std::byte*>(workspace.data));
   memory->scratch = carve_scratch(carver, config_, plan.limits);
   Carver tables(memory->scratch.tables);
   memory->tables = carve_tables(tables, plan.limits);
   memory->scratch.select.first_slice = memory->tables.first_slice;
+  memory->scratch.ahead.select.first_slice = memory->tables.first_slice;
   Carver staging(static_cast<std::byte*>(workspace.pinned));
   for (std::byte*& part : memory->staging) {
     part = staging.take<std::byte>(tables_bytes(config_, plan.limits));
@@ -136,6 +138,9 @@ void CudaStages::open_plan(DecodePlan::Impl& plan, const Workspace& workspace,
                             sizeof(std::uint32_t);
   fill_async(memory->scratch.select.arrived, 0, lists, stream.handle);
   fill_async(memory->scratch.attend_arrived, 0, lists, stream.handle);
+  if (memory->scratch.ahead.select.arrived != nullptr) {
+    fill_async(memory->scratch.ahead.select.arrived, 0, lists, stream.handle);
+  }
   plan.memory = std::move(memory);
 }
 
@@ -148,6 +153,7 @@ void CudaStages::reserve_seal(int num_tokens, int num_clusters) {
 void CudaStages::begin_step(DecodePlan::Impl& plan, std::span<const StaleQuads> stale,
                             const Stream& stream) {
   sealed_.hold(stream.handle);  // this step reads what the last one sealed
+  prefetches_.hold_all(stream.handle);
   write_tables(plan, stale, stream.handle);
   fill_async(&counts()->step, 0, sizeof(StepStats), stream.handle);
   CudaPlan& memory = memory_of(plan);
@@ -219,6 +225,11 @@ const SequenceView* CudaStages::views(const LayerCall& call) {
   return call.adopted ? tables.adopted_views : tables.views;
 }
 
+ChoiceScratch& CudaStages::scratch_of(const LayerCall& call) {
+  Scratch& scratch = memory_of(call.plan).scratch;
+  return call.ahead ? scratch.ahead : scratch;
+}
+
 PlanShape CudaStages::shape_of(const LayerCall& call) const {
   // A captured launch serves later steps too, whose sequences are longer.
   int most = static_cast<int>(capacity_.blocks);
@@ -236,15 +247,15 @@ void CudaStages::take_query(const LayerCall& call, const TensorView& query) {
               .rows = memory.tables.views,
               .num_kv_heads = model_.num_kv_heads,
               .query_tokens = limits.max_query_tokens,
-              .to = memory.scratch.query},
+              .to = scratch_of(call).query},
              {limits.max_rows, 0, call.stream.handle});
 }
 
 LayerMemory CudaStages::layer_memory(const LayerCall& call) const {
   const CudaPlan& memory = memory_of(call.plan);
   return {.rows = views(call),
-          .scores = memory.tables.scores,
-          .scratch = memory.scratch,
+          .scores = call.ahead ? memory.tables.ahead_scores : memory.tables.scores,
+          .scratch = scratch_of(call),
           .stored = stored_.layer(call.layer),
           .live = live_.layer(call.layer),
           .slots = call.dense ? SlotView{} : slots_.view(call.layer),
@@ -266,13 +277,12 @@ void CudaStages::score(const LayerCall& call) {
 }
 
 void CudaStages::choose(const LayerCall& call) {
-  CudaPlan& memory = memory_of(call.plan);
+  const ChoiceScratch& scratch = scratch_of(call);
   if (!call.dense) {
-    select_clusters(select_params(config_, layer_memory(call)), memory.scratch.select,
-                    shape_of(call));
+    select_clusters(select_params(config_, layer_memory(call)), scratch.select, shape_of(call));
     return;
   }
-  const SelectionLists& lists = memory.scratch.lists;
+  const SelectionLists& lists = scratch.lists;
   const auto num_lists = static_cast<std::size_t>(lists.list(call.plan.limits.max_rows, 0));
   const std::size_t entries = num_lists * static_cast<std::size_t>(lists.capacity);
   void* stream = call.stream.handle;
@@ -322,20 +332,35 @@ Selection CudaStages::selection(const LayerCall& call) const {
 
 void CudaStages::recall(const LayerCall& call) {
   if (!slots_.exist() || call.dense) return;
-  const CudaPlan& memory = memory_of(call.plan);
+  const FixedTables& tables = memory_of(call.plan).tables;
+  const ChoiceScratch& scratch = scratch_of(call);
+  if (!call.ahead) prefetches_.hold(call.layer, call.stream.handle);
   recall_quads({.pools = slots_.layer(call.layer),
                 .stored = stored_.layer(call.layer),
-                .lists = memory.scratch.lists,
-                .retain_from = memory.tables.retain_from,
-                .copies = memory.scratch.copies,
-                .counts = memory.scratch.recall_counts,
+                .lists = scratch.lists,
+                .retain_from = tables.retain_from,
+                .copies = scratch.copies,
+                .counts = scratch.recall_counts,
                 .num_rows = call.plan.limits.max_rows,
                 .num_kv_heads = model_.num_kv_heads,
-                .plan_number = memory.tables.plan_number,
+                .plan_number = tables.plan_number,
                 .stats = &counts()->step,
                 .rows = views(call),
-                .max_transfers = recall::max_transfers(config_.store)},
+                .max_transfers =
+                    call.ahead ? recall::kNoLimit : recall::max_transfers(config_.store)},
                call.stream.handle);
+}
+
+void CudaStages::prefetch(const LayerCall& call, const TensorView& query) {
+  if (!slots_.exist()) return;
+  const Stream side{Backend::kCuda, prefetches_.begin(call.stream.handle)};
+  const LayerCall ahead{
+      .layer = call.layer, .plan = call.plan, .stream = side, .dense = false, .ahead = true};
+  take_query(ahead, query);
+  score(ahead);
+  choose(ahead);
+  recall(ahead);
+  prefetches_.end(call.layer);
 }
 
 // ------------------------------------------------------------------------------------ attend

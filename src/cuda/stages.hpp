@@ -7,6 +7,7 @@
 #include "kernels/common/cuda/runtime.hpp"
 #include "kernels/select/cuda/select_ops.hpp"
 #include "src/cuda/plan_memory.hpp"
+#include "src/cuda/prefetches.hpp"
 #include "src/cuda/seal.hpp"
 #include "src/cuda/slot_memory.hpp"
 #include "src/index/cluster_index.hpp"
@@ -36,6 +37,7 @@ class CudaStages final : public Stages {
   void choose(const LayerCall& call) override;
   void adopt(const LayerCall& call, const Selection& selection) override;
   void recall(const LayerCall& call) override;
+  void prefetch(const LayerCall& call, const TensorView& query) override;
   void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
               Part part) override;
   [[nodiscard]] Selection selection(const LayerCall& call) const override;
@@ -74,6 +76,7 @@ class CudaStages final : public Stages {
   /// A selection, which need not be the plan's own.
   [[nodiscard]] TokenLists token_lists(const LayerCall& call, const Selection& selection) const;
   static const SequenceView* views(const LayerCall& call);
+  static ChoiceScratch& scratch_of(const LayerCall& call);
   [[nodiscard]] SavedStores saved_stores() const;
   [[nodiscard]] LayerMemory layer_memory(const LayerCall& call) const;
   [[nodiscard]] Counts* counts() const { return reinterpret_cast<Counts*>(counts_.data()); }
@@ -93,6 +96,7 @@ class CudaStages final : public Stages {
   SideStream side_;
   Event appended_;  ///< what a segment is made from is there
   Event sealed_;    ///< the last segment enqueued on `side_`
+  Prefetches prefetches_;
 };
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

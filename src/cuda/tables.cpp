@@ -69,6 +69,8 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
     fixed.retain_from[i] = given ? retain_from(config_.store, plan.rows[i]) : 0;
     fixed.scores[i] =
         memory.scratch.scores_at(blocks, model_.num_q_heads, plan.limits.max_query_tokens);
+    fixed.ahead_scores[i] =
+        memory.scratch.ahead.scores_at(blocks, model_.num_q_heads, plan.limits.max_query_tokens);
     fixed.first_slice[i] = slices;
     blocks += view.num_blocks;
     slices += std::int64_t{num_slices(view.num_blocks)} * capacity_.selection_heads;

@@ -99,6 +99,8 @@ TEST_F(CApiInput, NullsAreRefused) {
   ckv_attend_args no_out = args.args;
   no_out.out = nullptr;
   refused(ckv_cache_attend(cache(), &call_, &no_out, e), "out");
+  refused(ckv_cache_prefetch(cache(), nullptr, query, e), "call");
+  refused(ckv_cache_prefetch(cache(), &call_, nullptr, e), "query_hint");
   refused(ckv_cache_select(cache(), &call_, query, nullptr, e), "selection");
   refused(ckv_cache_select(cache(), &call_, nullptr, &selection, e), "query");
   refused(ckv_cache_attend_selected(cache(), &call_, nullptr, &args.args, e), "selection");

@@ -99,6 +99,10 @@ class DeviceStages final : public Stages {
     device_.adopt(on_stream(call), seen(selection));
   }
   void recall(const LayerCall& call) override { device_.recall(on_stream(call)); }
+  void prefetch(const LayerCall& call, const TensorView& query) override {
+    device_.prefetch(on_stream(call), seen(query));
+    on_device::wait_for_all();  // the query is the caller's
+  }
   void attend(const LayerCall& call, const AttentionOut& out, const TensorView& sink_logits,
               Part part) override {
     device_.attend(on_stream(call), seen(out),
@@ -169,7 +173,7 @@ class DeviceStages final : public Stages {
   };
 
   [[nodiscard]] LayerCall on_stream(const LayerCall& call) const {
-    return {call.layer, call.plan, stream_, call.dense, call.adopted};
+    return {call.layer, call.plan, stream_, call.dense, call.adopted, call.ahead};
   }
   void wait() const { on_device::wait_for(stream_.handle); }
 

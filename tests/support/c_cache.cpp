@@ -130,6 +130,12 @@ void CCache::attend(int layer, const CPlan& plan, const AttendArgs& args, Stream
   });
 }
 
+void CCache::prefetch(int layer, const CPlan& plan, const TensorView& query_hint, Stream stream) {
+  c_call([&](ckv_error* e) {
+    return ckv_cache_prefetch(cache_, CCall(layer, plan, stream), CTensor(query_hint), e);
+  });
+}
+
 Selection CCache::select(int layer, const CPlan& plan, const TensorView& query, Stream stream) {
   auto selection = c_struct<ckv_selection>();
   c_call([&](ckv_error* e) {

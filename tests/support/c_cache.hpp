@@ -121,6 +121,7 @@ class CCache {
   void append(int layer, const CPlan& plan, const TensorView& key, const TensorView& value,
               Stream stream = {});
   void attend(int layer, const CPlan& plan, const AttendArgs& args, Stream stream = {});
+  void prefetch(int layer, const CPlan& plan, const TensorView& query_hint, Stream stream = {});
   Selection select(int layer, const CPlan& plan, const TensorView& query, Stream stream = {});
   void attend_selected(int layer, const CPlan& plan, const Selection& selection,
                        const AttendArgs& args, Stream stream = {});

@@ -80,6 +80,7 @@ ckv_plan_limits c_limits(const PlanLimits& limits) {
   to.max_budget_tokens = limits.max_budget_tokens;
   to.max_query_tokens = limits.max_query_tokens;
   to.max_context_tokens = limits.max_context_tokens;
+  to.prefetch = limits.prefetch ? 1 : 0;
   return to;
 }
 

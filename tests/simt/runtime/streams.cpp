@@ -26,6 +26,23 @@
 #include "simt/executor.hpp"
 
 namespace simt {
+
+/// What streams did while they were recorded, in the order of the calls.
+struct Capture {
+  enum class Kind : std::uint8_t { kWork, kRecord, kHold };
+  struct Node {
+    std::size_t branch;
+    Kind kind;
+    Work work;
+    std::size_t event;
+  };
+  std::vector<Node> nodes;
+  std::size_t num_events = 0;
+  std::size_t num_branches = 1;
+  bool has_ended = false;
+  std::vector<std::unique_ptr<clusterkv::simt::SideStream>> streams;  ///< of branches 1, 2, …
+};
+
 namespace {
 
 /// Work of a stream, or a point at which it waits for an event.
@@ -36,17 +53,20 @@ struct Item {
 
 struct Stream {
   std::deque<Item> items;
-  std::unique_ptr<Graph> capture;
+  std::shared_ptr<Capture> capture;
+  std::size_t branch = 0;  ///< of the capture
 
   [[nodiscard]] bool is_ready() const {
     return !items.empty() && (!items.front().is_ready || items.front().is_ready());
   }
 };
 
-/// Recorded `last` times, passed up to `done`.
+/// Recorded `last` times, passed up to `done`; or recorded into a graph, where it is event number `recorded`.
 struct Event {
   std::uint64_t last = 0;
   std::uint64_t done = 0;
+  std::shared_ptr<Capture> capture;
+  std::size_t recorded = 0;
 };
 
 std::set<Stream*>& streams() {
@@ -162,8 +182,8 @@ void enqueue(void* stream, Work work) {
   }
   if (is_lost) throw clusterkv::CudaError("injected: the device is lost");
   if (stream == nullptr) return device_pages().run(work);
-  if (stream_of(stream)->capture) {
-    stream_of(stream)->capture->push_back(std::move(work));
+  if (Capture* capture = stream_of(stream)->capture.get()) {
+    capture->nodes.push_back({stream_of(stream)->branch, Capture::Kind::kWork, std::move(work), 0});
     return;
   }
   stream_of(stream)->items.push_back({std::move(work), {}});
@@ -171,15 +191,45 @@ void enqueue(void* stream, Work work) {
 }
 
 void begin_capture(void* stream) {
-  stream_of(stream)->capture = std::make_unique<Graph>();
+  stream_of(stream)->capture = std::make_shared<Capture>();
+  stream_of(stream)->branch = 0;
 }
 
 Graph end_capture(void* stream) {
-  return std::move(*std::exchange(stream_of(stream)->capture, nullptr));
+  const std::shared_ptr<Capture> capture = stream_of(stream)->capture;
+  capture->has_ended = true;
+  for (Stream* s : streams()) {
+    if (s->capture == capture) s->capture = nullptr;
+  }
+  const auto is_held = [&](std::size_t event) {
+    return std::ranges::any_of(capture->nodes, [&](const Capture::Node& node) {
+      return node.kind == Capture::Kind::kHold && node.event == event && node.branch == 0;
+    });
+  };
+  for (std::size_t branch = 1; branch < capture->num_branches; ++branch) {
+    const auto last = std::find_if(capture->nodes.rbegin(), capture->nodes.rend(),
+                                   [&](const auto& node) { return node.branch == branch; });
+    if (last->kind != Capture::Kind::kRecord || !is_held(last->event)) {
+      throw std::runtime_error("a stream that was recorded beside another was not waited for");
+    }
+    capture->streams.push_back(std::make_unique<clusterkv::simt::SideStream>());
+  }
+  return capture;
 }
 
 void replay(const Graph& graph, void* stream) {
-  for (const Work& work : graph) enqueue(stream, work);
+  const auto passed = std::make_shared<std::vector<bool>>(graph->num_events);
+  for (const Capture::Node& node : graph->nodes) {
+    void* to = node.branch == 0 ? stream : graph->streams[node.branch - 1]->get();
+    if (node.kind == Capture::Kind::kWork) {
+      enqueue(to, node.work);
+    } else if (node.kind == Capture::Kind::kRecord) {
+      enqueue(to, [passed, event = node.event] { (*passed)[event] = true; });
+    } else {
+      stream_of(to)->items.push_back(
+          {{}, [passed, event = node.event]() -> bool { return (*passed)[event]; }});
+    }
+  }
 }
 
 }  // namespace simt
@@ -259,10 +309,19 @@ SideStream::~SideStream() {
 Event::Event() : event_(new ::simt::Event) {}
 
 // Work that waits for it may still be enqueued, as with CUDA's: the memory stays.
-Event::~Event() = default;
+Event::~Event() {
+  static_cast<::simt::Event*>(event_)->capture = nullptr;
+}
 
 void Event::record(void* stream) {
   auto* event = static_cast<::simt::Event*>(event_);
+  event->capture = stream == nullptr ? nullptr : stream_of(stream)->capture;
+  if (event->capture) {
+    event->recorded = event->capture->num_events++;
+    event->capture->nodes.push_back(
+        {stream_of(stream)->branch, ::simt::Capture::Kind::kRecord, {}, event->recorded});
+    return;
+  }
   const std::uint64_t number = event->last + 1;
   ::simt::enqueue(stream, [=] { event->done = number; });
   event->last = number;
@@ -271,12 +330,29 @@ void Event::record(void* stream) {
 void Event::hold(void* stream) const {
   const auto* event = static_cast<::simt::Event*>(event_);
   if (stream == nullptr) return wait();
-  stream_of(stream)->items.push_back(
-      {{}, [event, number = event->last] { return event->done >= number; }});
+  ::simt::Stream& waiting = *stream_of(stream);
+  if (event->capture) {
+    const std::shared_ptr<::simt::Capture>& capture = event->capture;
+    if (capture->has_ended || (waiting.capture && waiting.capture != capture)) {
+      throw CudaError("an event of a graph is waited for outside of it");
+    }
+    if (!waiting.capture) {
+      waiting.capture = capture;
+      waiting.branch = capture->num_branches++;
+    }
+    capture->nodes.push_back({waiting.branch, ::simt::Capture::Kind::kHold, {}, event->recorded});
+    return;
+  }
+  if (waiting.capture) {
+    if (event->last == 0) return;
+    throw CudaError("an event outside of a graph is waited for in it");
+  }
+  waiting.items.push_back({{}, [event, number = event->last] { return event->done >= number; }});
 }
 
 void Event::wait() const {
   const auto* event = static_cast<::simt::Event*>(event_);
+  if (event->capture) throw CudaError("an event of a graph is waited for outside of it");
   ::simt::run_until([event, number = event->last] { return event->done >= number; });
 }
 

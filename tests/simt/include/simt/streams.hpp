@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <vector>
+#include <memory>
 
 namespace simt {
 
@@ -20,10 +20,15 @@ void enqueue(void* stream, Work work);
 /// was enqueued does not run. With 0 none fails from here on.
 void fail_at(int n);
 
-/// From here on, the stream's work is recorded instead of enqueued; until end_capture().
+/// From here on, the stream's work is recorded instead of enqueued; until end_capture(). So is that of streams
+/// that wait for an event recorded there, which the stream must have waited for at the end. Events in a graph
+/// and outside of it do not know each other.
+/// \throws std::runtime_error  if a stream was not waited for
 void begin_capture(void* stream);
-using Graph = std::vector<Work>;
+struct Capture;
+using Graph = std::shared_ptr<const Capture>;
 Graph end_capture(void* stream);
+/// Each stream that was recorded beside the first has one of its own again.
 void replay(const Graph& graph, void* stream);
 
 }  // namespace simt
