@@ -335,20 +335,20 @@ void CudaStages::recall(const LayerCall& call) {
   const FixedTables& tables = memory_of(call.plan).tables;
   const ChoiceScratch& scratch = scratch_of(call);
   if (!call.ahead) prefetches_.hold(call.layer, call.stream.handle);
-  recall_quads({.pools = slots_.layer(call.layer),
-                .stored = stored_.layer(call.layer),
-                .lists = scratch.lists,
-                .retain_from = tables.retain_from,
-                .copies = scratch.copies,
-                .counts = scratch.recall_counts,
-                .num_rows = call.plan.limits.max_rows,
-                .num_kv_heads = model_.num_kv_heads,
-                .plan_number = tables.plan_number,
-                .stats = &counts()->step,
-                .rows = views(call),
-                .max_transfers =
-                    call.ahead ? recall::kNoLimit : recall::max_transfers(config_.store)},
-               call.stream.handle);
+  recall_quads(
+      {.pools = slots_.layer(call.layer),
+       .stored = stored_.layer(call.layer),
+       .lists = scratch.lists,
+       .retain_from = tables.retain_from,
+       .copies = scratch.copies,
+       .counts = scratch.recall_counts,
+       .num_rows = call.plan.limits.max_rows,
+       .num_kv_heads = model_.num_kv_heads,
+       .plan_number = tables.plan_number,
+       .stats = &counts()->step,
+       .rows = views(call),
+       .max_transfers = call.ahead ? recall::kNoLimit : recall::max_transfers(config_.store)},
+      call.stream.handle);
 }
 
 void CudaStages::prefetch(const LayerCall& call, const TensorView& query) {
