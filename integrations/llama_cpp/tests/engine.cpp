@@ -49,7 +49,7 @@ void set_number(gguf_context* gguf, const std::string& key, int value) {
 
 ModelPtr make_model(const ModelSpec& spec) {
   const std::unique_ptr<gguf_context, decltype(&gguf_free)> gguf(gguf_init_empty(), gguf_free);
-  const std::string arch = spec.has_softcap  ? "gemma2"
+  const std::string arch = spec.softcap > 0  ? "gemma2"
                            : spec.has_sinks  ? "gpt-oss"
                            : spec.window > 0 ? "gemma3"
                                              : "llama";
@@ -72,8 +72,8 @@ ModelPtr make_model(const ModelSpec& spec) {
     set_number(gguf.get(), arch + ".expert_feed_forward_length", 64);
     set_number(gguf.get(), arch + ".attention.sliding_window", 1 << 20);
   }
-  if (spec.has_softcap) {
-    gguf_set_val_f32(gguf.get(), "gemma2.attn_logit_softcapping", 2.0F);
+  if (spec.softcap > 0) {
+    gguf_set_val_f32(gguf.get(), "gemma2.attn_logit_softcapping", spec.softcap);
     set_number(gguf.get(), arch + ".attention.sliding_window", 1 << 20);
   }
   if (spec.window > 0) {

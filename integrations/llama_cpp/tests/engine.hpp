@@ -16,7 +16,7 @@ struct ModelSpec {
   int num_layers = 3, num_q_heads = 6, num_kv_heads = 2, head_dim = 64;
   int window =
       0;  ///< > 0: an architecture in which every other layer attends to the last tokens only
-  bool has_softcap = false;  ///< an architecture that caps logits; its window is above all tokens
+  float softcap = 0;  ///< > 0: an architecture that caps logits; its window is above all tokens
   bool has_sinks = false;  ///< an architecture with learned sinks; its window is above all tokens
 };
 

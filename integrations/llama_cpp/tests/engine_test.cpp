@@ -53,7 +53,7 @@ TEST_F(PluginTest, LearnedSinksTakeTheirShare) {
 }
 
 TEST_F(PluginTest, LogitsMayBeCapped) {
-  const ModelSpec spec{.num_layers = 4, .has_softcap = true};
+  const ModelSpec spec{.num_layers = 4, .softcap = 0.02F};
   const Script script = [](Engine& engine) {
     prompt_and_tokens(engine, 700, 8);
     engine.decode({{.id = 1, .position = 708, .has_logits = true},
