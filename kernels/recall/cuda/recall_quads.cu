@@ -305,6 +305,7 @@ class Recaller {
       kept_rows += staying;
       __syncthreads();
     }
+    __syncthreads();  // an empty list has had no other
     if (threadIdx.x != 0) return;
     p_.lists.num_clusters[p_.lists.list(row, head)] = kept;
     p_.lists.num_rows[p_.lists.list(row, head)] = kept_rows;
