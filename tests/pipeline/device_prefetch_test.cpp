@@ -145,7 +145,7 @@ TEST_F(DevicePrefetchTest, RecallWaitsForItsOwnLayer) {
   DeviceCache without(config_of(kFewSlots));
   live_with(without.driver, Hint::kNone, 4);
   EXPECT_NE(recalled(without.driver.cache.stats().total), wanted);
-  for (const std::uint64_t seed : {3, 4, 5}) {
+  for (const std::uint64_t seed : {3, 4, 5, 6, 7, 8, 9, 10, 11, 12}) {
     set_schedule(seed);
     DeviceCache device(config_of(kFewSlots), kLimits);
     live_with(device.driver, Hint::kWrong, 4);
