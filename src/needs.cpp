@@ -46,11 +46,19 @@ CacheConfig resolved_for(const CacheConfig& config, const BackendInfo& backend, 
   return result;
 }
 
+/// Of a resolved config, but for its size.
+const char* find_resolved_fault(const CacheConfig& c, const BackendInfo& backend, Rows rows) {
+  if (c.store.misses == Misses::kEstimateMisses && c.store.residency != Residency::kHost) {
+    return "store.misses: kEstimateMisses, expected with Residency::kHost";
+  }
+  return backend.find_fault(c, rows);
+}
+
 /// The first reason why the backend cannot run a config, a static string; null if it can.
 const char* find_fault(const CacheConfig& config, const BackendInfo& backend, Rows rows) {
   if (const char* fault = runtime::find_fault(config)) return fault;
   const CacheConfig resolved = resolved_for(config, backend, rows);
-  if (const char* fault = backend.find_fault(resolved, rows)) return fault;
+  if (const char* fault = find_resolved_fault(resolved, backend, rows)) return fault;
   return find_size_fault(resolved, backend, rows);
 }
 
@@ -105,7 +113,7 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
   if (backend == Backend::kCpu) cpu_isa();  // throws here, not in an executor's task
   runtime::check_config(config);
   CacheConfig result = resolved_for(config, info, rows);
-  if (const char* fault = info.find_fault(result, rows)) throw ConfigError(fault);
+  if (const char* fault = find_resolved_fault(result, info, rows)) throw ConfigError(fault);
   if (const char* fault = find_size_fault(result, info, rows)) {
     fail<ConfigError>("{}, got {} tokens of {} sequences", fault, result.max_tokens,
                       result.max_sequences);

@@ -21,6 +21,7 @@ struct StaleQuads {
   std::uint32_t first;
   std::uint32_t count;
 };
+inline constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
 
 /// Ends of pages of the row store, each once, however often they are named between two steps.
 class StalePages {
@@ -47,7 +48,6 @@ class StalePages {
   }
 
  private:
-  static constexpr std::uint32_t kQuadsPerPage = kPageRows / kQuadRows;
   static constexpr std::uint32_t kNone = 0xffffffffU;
 
   std::vector<StaleQuads> ranges_;
@@ -76,7 +76,7 @@ struct PagePools {
   }
 
   void give_row_page_back(std::uint32_t page) noexcept {
-    if (rows.give_back(page)) stale.add(page * (kPageRows / kQuadRows));
+    if (rows.give_back(page)) stale.add(page * kQuadsPerPage);
   }
 
   PagePool rows;

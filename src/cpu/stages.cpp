@@ -30,10 +30,6 @@ int num_rows(const LayerCall& call) {
 }
 
 const char* find_fault(const CacheConfig& config, Rows) {
-  if (config.store.misses == Misses::kEstimateMisses &&
-      config.store.residency != Residency::kHost) {
-    return "store.misses: kEstimateMisses, expected with Residency::kHost";
-  }
   return config.store.cold_path.empty() ? nullptr : runtime::ColdFile::find_fault();
 }
 

@@ -29,10 +29,6 @@ const char* find_fault(const CacheConfig& config, Rows) {
     return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
   }
   if (config.check_finite) return "check_finite: expected false with CUDA";
-  if (config.store.misses == Misses::kEstimateMisses &&
-      config.store.residency != Residency::kHost) {
-    return "store.misses: kEstimateMisses, expected with Residency::kHost";
-  }
   if (!config.store.cold_path.empty()) return "store.cold_path: not with CUDA, expected none";
   if (config.model.num_layers * config.model.num_kv_heads > 65535) {
     return "model.num_layers: expected at most 65535 layers by KV heads with CUDA";
