@@ -283,6 +283,7 @@ INSTANTIATE_TEST_SUITE_P(
                       PoolCase{60, 1, 1, {80, 64}, 150, 16},
                       PoolCase{400, 1, 4, 128, 150, 0, 12, 5},
                       PoolCase{60, 4, 3, 64, 150, 0, 12, 20},
+                      PoolCase{120, 1, 2, 64, 150, 0, 24, 20},
                       PoolCase{40, 2, 2, 64, 1100, 0, 12, 30}, PoolCase{3, 1, 2, 64, 60, 0, 2, 1}),
     name_of_pool);
 

@@ -109,10 +109,11 @@ def main():
     mutations = [m for m in read_mutations() if not wanted or m[0] in wanted]
     results = [check(m, build(m, commands, link, work)) for m in mutations]
     failures = [output for report, output in results if report is None]
+    missed = [m[0] for m, (report, _) in zip(mutations, results) if report is None]
     if "--write" in sys.argv and not failures:
         write_table(mutations, results)
     print("\n".join(failures))
-    print(f"{len(mutations) - len(failures)} of {len(mutations)} caught")
+    print(f"{len(mutations) - len(failures)} of {len(mutations)} caught", *missed and ["but", *missed])
     return 1 if failures else 0
 
 
