@@ -18,15 +18,18 @@ std::size_t plane_row_bytes(const ModelShape& m) {
   return static_cast<std::size_t>(m.head_dim + m.value_dim) * size_of(m.kv_dtype);
 }
 
-/// Fewest tokens a segment can have.
-std::int64_t least_segment(const ClusterConfig& c) {
-  return c.segment_tokens == 0 ? c.window_tokens : std::min(c.segment_tokens, c.window_tokens);
+/// Fewest tokens a segment can have. One that there is no room for will not be.
+std::int64_t least_segment(const CacheConfig& config) {
+  const ClusterConfig& c = config.cluster;
+  const int least =
+      c.segment_tokens == 0 ? c.window_tokens : std::min(c.segment_tokens, c.window_tokens);
+  return std::clamp<std::int64_t>(config.max_tokens, 1, least);
 }
 
 /// Most index blocks that max_tokens tokens can take, over all ways to cut them into segments.
 std::int64_t max_blocks(const CacheConfig& config) {
   const ClusterConfig& c = config.cluster;
-  const std::int64_t least = least_segment(c);
+  const std::int64_t least = least_segment(config);
   const std::int64_t clusters_least = std::min(
       least, std::max(ceil_div(least, c.tokens_per_cluster), std::int64_t{c.min_window_clusters}));
   // Blocks grow by one each kBlockClusters * tokens_per_cluster tokens; the dearest segment is the
@@ -62,7 +65,7 @@ Capacity capacity_of(const CacheConfig& config) {
   capacity.live_pages = ceil_div(std::min(live, config.max_tokens), kPageRows) +
                         sequences * (capacity.sink_pages + 2) + 1;
   capacity.blocks = max_blocks(config);
-  capacity.records = config.max_tokens / least_segment(config.cluster) + 1;
+  capacity.records = config.max_tokens / least_segment(config) + 1;
   capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;
   if (config.store.residency == Residency::kHost) {
     const std::size_t page_bytes = row_page_bytes(config);

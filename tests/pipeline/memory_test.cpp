@@ -82,12 +82,15 @@ class Memory : public ::testing::TestWithParam<Place> {
 TEST(MemoryNeeds, NoScratchForWindowsThatCannotFill) {
   CacheConfig config = small_config(small_model(1, 2, 1));
   const auto bytes = [&] {
-    return ClusterKVCache::memory_needs(config, Backend::kCpu, {}).device_bytes;
+    const auto needs = ClusterKVCache::memory_needs(config, Backend::kCpu, {});
+    return std::pair{needs.device_bytes, needs.workspace_bytes};
   };
-  config.cluster.window_tokens = static_cast<int>(config.max_tokens);
-  const std::size_t full = bytes();
-  config.cluster.window_tokens = 1 << 24;
-  EXPECT_EQ(bytes(), full);
+  for (int* tokens : {&config.cluster.window_tokens, &config.cluster.segment_tokens}) {
+    *tokens = static_cast<int>(config.max_tokens);
+    const auto full = bytes();
+    *tokens = 1 << 24;
+    EXPECT_EQ(bytes(), full);
+  }
 }
 
 TEST_P(Memory, NeedsAreWhatTheConstructorTakes) {
