@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // One assignment of 2048 keys to 256 centroids, on one thread: what clustering spends its time on.
-// `of_limit` is the share of the multiply-adds that this machine does in registers.
+// `of_limit` is the share of the multiply-adds that this machine does in registers; `of_tiles`, with
+// matrix units, that of their products.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
@@ -28,6 +29,7 @@ void assign(benchmark::State& state) {
   std::vector<float> centroids(kClusters * dim), panels(centroids.size()), bias(kClusters);
   for (float& x : centroids) x = static_cast<float>(random() % 1000) / 1000;
   std::vector<std::int32_t> labels(kTokens);
+  std::vector<std::byte> tiles(cluster::assign_tiles_bytes(kClusters, head_dim));
   const cluster::CpuOps& ops = cluster::cpu();
   ops.pack_centroids(
       {centroids.data(), kClusters, head_dim, Metric::kCosine, panels.data(), bias.data()});
@@ -38,7 +40,8 @@ void assign(benchmark::State& state) {
                 kClusters,
                 panels.data(),
                 bias.data(),
-                labels.data()});
+                labels.data(),
+                tiles.data()});
     benchmark::ClobberMemory();
   }
   const double operations = 2.0 * kTokens * kClusters * head_dim;
@@ -47,6 +50,8 @@ void assign(benchmark::State& state) {
   };
   state.counters["flop/s"] = rate(operations);
   state.counters["of_limit"] = rate(operations / fma_rate(1));
+  // Each product with a centroid is one with each of its halves.
+  if (cpu_isa() == Isa::kAmx) state.counters["of_tiles"] = rate(2 * operations / tile_rate(1));
 }
 
 BENCHMARK(assign)

@@ -90,6 +90,26 @@ constexpr std::int64_t kSteps = 2'000'000;
   }
   for (__m256& s : sum) asm volatile("" : "+x"(s));
 }
+
+constexpr int kTileSums = 4;  ///< tiles; enough to hide the latency of a product
+constexpr double kTileProducts = 16 * 16 * 32;
+
+[[gnu::target("amx-tile,amx-bf16")]] void multiply_tiles() {
+  alignas(64) struct {
+    std::uint8_t palette = 1, unused[15] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } shape;
+  asm volatile("" : : "r"(&shape) : "memory");
+  _tile_loadconfig(&shape);
+  for (std::int64_t i = 0; i < kSteps; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
 #endif
 
 using Vector [[gnu::vector_size(16)]] = float;
@@ -176,6 +196,18 @@ double fma_rate(int threads) {
         median_seconds([&, run = multiply] { on_threads(threads, [&](int) { run(); }); });
     return 2.0 * kSums * lanes * static_cast<double>(kSteps) * threads / seconds;
   });
+}
+
+double tile_rate([[maybe_unused]] int threads) {
+#ifdef __x86_64__
+  return once(std::pair{"tiles", threads}, [&] {
+    const double seconds =
+        median_seconds([&] { on_threads(threads, [](int) { multiply_tiles(); }); });
+    return 2.0 * kTileSums * kTileProducts * static_cast<double>(kSteps) * threads / seconds;
+  });
+#else
+  return 0;
+#endif
 }
 
 }  // namespace clusterkv::bench

@@ -23,4 +23,8 @@ double gather_bandwidth(int threads, std::size_t run_bytes);
 /// Floating point operations a second of multiply-adds in registers, each being two of them.
 double fma_rate(int threads);
 
+/// The same of bf16 products by matrix units.
+/// \pre clusterkv::is_offered(Isa::kAmx)
+double tile_rate(int threads);
+
 }  // namespace clusterkv::bench

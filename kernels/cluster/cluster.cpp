@@ -14,12 +14,21 @@ SegmentScratch carve(Carver& carver, int num_tokens, int num_clusters, int head_
   return {.centroids = carver.take<float>(clusters * dim),
           .panels = carver.take<float>(padded * dim),
           .bias = carver.take<float>(padded),
+          .tiles = carver.take<std::byte>(assign_tiles_bytes(num_clusters, head_dim)),
           .labels = carver.take<std::int32_t>(tokens),
           .order = carver.take<std::int32_t>(tokens),
           .offset = carver.take<std::int32_t>(clusters + 1)};
 }
 
 }  // namespace
+
+std::size_t assign_tiles_bytes(int num_clusters, int head_dim) {
+  const auto up = [](int count) {  // whole pairs of tiles
+    constexpr int kStep = 32;
+    return static_cast<std::size_t>((count + kStep - 1) / kStep * kStep);
+  };
+  return up(num_clusters) * up(head_dim) * 2 * sizeof(std::uint16_t);
+}
 
 std::size_t segment_scratch_bytes(int num_tokens, int num_clusters, int head_dim) {
   Carver carver(nullptr);

@@ -31,8 +31,11 @@ struct AssignParams {
   const float* centroids;  ///< panels [ceil(C / kPanel), head_dim, kPanel], see pack_centroids
   const float* bias;       ///< [ceil(C / kPanel) * kPanel]; +inf for padding
   std::int32_t* labels;    ///< [num_tokens]
+  void* tiles;             ///< scratch of assign_tiles_bytes(), 64-aligned
 };
 inline constexpr int kPanel = 16;
+/// For instruction sets with matrix units.
+std::size_t assign_tiles_bytes(int num_clusters, int head_dim);
 
 /// Centroids as assign reads them: normalised for the cosine, with bias |c|^2 / 2 for L2.
 struct PackParams {
@@ -82,6 +85,7 @@ struct SegmentScratch {
   float* centroids;  ///< [num_clusters, head_dim]
   float* panels;
   float* bias;
+  std::byte* tiles;
   std::int32_t* labels;  ///< result [num_tokens]
   std::int32_t* order;   ///< result [num_tokens]
   std::int32_t* offset;  ///< result [num_clusters + 1]
@@ -93,6 +97,7 @@ SegmentScratch carve_segment_scratch(std::byte* memory, int num_tokens, int num_
 // ------------------------------------------------------------------------------------- on the CPU
 /// One call does one item of work on the caller's thread.
 struct CpuOps {
+  static constexpr bool kHasMatrixOps = true;  ///< for Isa::kAmx
   /// Cost: num_tokens * num_clusters * head_dim multiply-adds; no matrix of scores.
   void (*assign)(const AssignParams& params);
   void (*pack_centroids)(const PackParams& params);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "clusterkv/error.hpp"
@@ -36,10 +38,11 @@ class Assign : public ::testing::TestWithParam<OpCase> {
     const Keys run(GetParam(), keys, random);
     Panels panels(centroids, bias);
     testing::Guarded<std::int32_t> out(keys.size());
+    testing::GuardedBytes tiles(assign_tiles_bytes(static_cast<int>(centroids.size()), dim()));
     ops_of(GetParam().backend)
         .assign({run.run, static_cast<int>(centroids.size()), panels.centroids.data(),
-                 panels.bias.data(), out.data()});
-    EXPECT_TRUE(out.guards_intact());
+                 panels.bias.data(), out.data(), tiles.data()});
+    EXPECT_TRUE(out.guards_intact() && tiles.guards_intact());
     return out.copy();
   }
   int dim() const { return GetParam().head_dim; }
@@ -132,6 +135,78 @@ TEST_P(Assign, SameLabelsHoweverTheRunIsCut) {
     EXPECT_EQ(labels({keys[i]}, centroids, Vec(21)).front(), whole[i]);
   }
 }
+
+// Matrix units only say which clusters can be the best of a key: the sums that decide are the same.
+TEST_P(Assign, SameLabelsWhateverMultiplies) {
+  if (!is_offered(Isa::kAvx512)) GTEST_SKIP() << "nothing to compare";
+  constexpr int kTokens = 300, kClusters = 75;
+  auto centroids = normal_rows(random, kClusters, dim());
+  for (const auto& [c, other] : {std::pair{0, 1}, {0, 2}, {4, 5}, {8, 24}, {32, 33}, {40, 56}}) {
+    centroids.at(other) = centroids.at(c);
+    if (other == 2) continue;  // the same; the others up to their last bits
+    for (double& x : centroids.at(other)) x *= 1 + random.between(-8, 8) * 0x1p-22;
+  }
+  auto keys = normal_rows(random, kTokens, dim());
+  for (std::size_t i = 0; i < keys.size(); i += 2) keys[i] = centroids[i % kClusters];
+  for (std::size_t i = 21; i < 61; i += 2) {
+    for (double& x : keys[i]) x *= 1e-38;  // matrix units take some products for 0
+  }
+  for (double& x : keys[6]) x *= 1e30;  // f16 has none
+  keys[7][3] = NAN;
+  keys[8][3] = INFINITY;
+  const Keys run(GetParam(), keys, random);
+  const auto all_bits_nan = std::bit_cast<float>(0x7fffffffU);
+  for (const float unlike : {0.0F, all_bits_nan, INFINITY, 1e-35F, 1e25F}) {
+    if (unlike != 0.0F) centroids.back() = Vec(static_cast<std::size_t>(dim()), unlike);
+    Vec bias(kClusters);
+    if (std::isnan(unlike)) bias.back() = -1000;  // best of all, were it a number
+    Panels panels(centroids, bias);
+    std::vector<std::int32_t> wanted;
+    for (const Isa isa : {Isa::kAvx512, Isa::kAmx}) {
+      if (!is_offered(isa)) continue;
+      testing::Guarded<std::int32_t> labels(kTokens);
+      testing::GuardedBytes tiles(assign_tiles_bytes(kClusters, dim()));
+      clusterkv::ops_of<CpuOps>(isa).assign({run.run, kClusters, panels.centroids.data(),
+                                             panels.bias.data(), labels.data(), tiles.data()});
+      EXPECT_TRUE(labels.guards_intact() && tiles.guards_intact());
+      if (isa == Isa::kAvx512) wanted = labels.copy();
+      EXPECT_EQ(labels.copy(), wanted) << name_of(isa) << ", a centroid of " << unlike;
+    }
+  }
+}
+
+#ifdef __x86_64__
+struct alignas(64) TileShapes {
+  std::uint8_t bytes[64] = {};
+};
+[[gnu::target("amx-tile")]] void set_tile_shapes(const TileShapes* shapes) {
+  asm volatile("ldtilecfg %0" : : "m"(*shapes));
+}
+[[gnu::target("amx-tile")]] void get_tile_shapes(TileShapes* shapes) {
+  asm volatile("sttilecfg %0" : "=m"(*shapes));
+}
+
+// An engine with kernels of its own for matrix units may set the shapes of its tiles once a thread.
+TEST(AssignTiles, GivesTheCallersShapesBack) {
+  if (!is_offered(Isa::kAmx)) GTEST_SKIP() << "no matrix units";
+  Random random(3);
+  const Keys run({Backend::kCpu, DType::kBF16, 64}, normal_rows(random, 40, 64), random);
+  Panels panels(normal_rows(random, 9, 64), Vec(9));
+  std::vector<std::int32_t> labels(40);
+  testing::GuardedBytes tiles(assign_tiles_bytes(9, 64));
+  TileShapes mine, found;
+  mine.bytes[0] = 1;   // the palette
+  mine.bytes[16] = 8;  // bytes of a row of the first tile
+  mine.bytes[48] = 3;  // its rows
+  set_tile_shapes(&mine);
+  clusterkv::ops_of<CpuOps>(Isa::kAmx).assign(
+      {run.run, 9, panels.centroids.data(), panels.bias.data(), labels.data(), tiles.data()});
+  get_tile_shapes(&found);
+  EXPECT_EQ(std::memcmp(&mine, &found, sizeof mine), 0);
+  const TileShapes none;
+  set_tile_shapes(&none);
+}
+#endif
 
 TEST(AssignErrors, RejectsHeadDim72) {
   AssignParams params{};

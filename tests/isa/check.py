@@ -15,7 +15,7 @@ def shared(nm, objects):
         listing = subprocess.run([nm, "-C", "--defined-only", path], check=True, capture_output=True, text=True)
         for line in listing.stdout.splitlines():
             _, kind, name = line.split(maxsplit=2)
-            if kind in "WVu" and f"::{isa}::" not in name:
+            if kind in "Wu" and f"::{isa}::" not in name:
                 yield f"{path}: {kind} {name}"
 
 

@@ -34,7 +34,7 @@ void cluster_segment(const SegmentParams& p, const SegmentScratch& s) {
                     .metric = p.metric,
                     .panels = s.panels,
                     .bias = s.bias});
-    assign({p.keys, p.num_clusters, s.panels, s.bias, s.labels});
+    assign({p.keys, p.num_clusters, s.panels, s.bias, s.labels, s.tiles});
     order_tokens({s.labels, p.keys.num_tokens, p.num_clusters, s.order, s.offset});
     if (i + 1 < p.iterations) {  // nobody reads the centroids after the last assignment
       update_centroids({p.keys, p.num_clusters, s.order, s.offset, s.centroids});

@@ -11,6 +11,10 @@
 
 #ifdef __x86_64__
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace clusterkv {
@@ -35,6 +39,23 @@ bool has_avx512() {
 bool has_vnni() {
   return has_avx512() && __builtin_cpu_supports("avx512vnni") != 0;
 }
+/// Asks for the registers: a process has them on request.
+bool has_amx() {
+#ifdef __linux__
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  constexpr unsigned kTile = 1U << 24, kBf16 = 1U << 22;
+  if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  if ((d & kTile) == 0 || (d & kBf16) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
+  static const bool kIsGranted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return kIsGranted;
+#else
+  return false;
+#endif
+}
 #else
 bool has_avx2() {
   return false;
@@ -43,6 +64,9 @@ bool has_avx512() {
   return false;
 }
 bool has_vnni() {
+  return false;
+}
+bool has_amx() {
   return false;
 }
 #endif
@@ -64,7 +88,7 @@ Isa choose() {
 }  // namespace
 
 const char* name_of(Isa isa) noexcept {
-  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512vnni"};
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512vnni", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 
@@ -74,13 +98,14 @@ bool is_offered(Isa isa) noexcept {
 #elif defined(CLUSTERKV_WITHOUT_AVX512)
   constexpr Isa kWidest = Isa::kAvx2;
 #else
-  constexpr Isa kWidest = Isa::kAvx512Vnni;
+  constexpr Isa kWidest = Isa::kAmx;
 #endif
   if (isa > kWidest) return false;
   switch (isa) {
     case Isa::kAvx2: return has_avx2();
     case Isa::kAvx512: return has_avx512();
     case Isa::kAvx512Vnni: return has_vnni();
+    case Isa::kAmx: return has_amx();
     default: return true;
   }
 }

@@ -28,7 +28,7 @@ inline namespace CLUSTERKV_ISA {
 namespace isa_named {  // as CLUSTERKV_ISA spells them
 // NOLINTBEGIN(readability-identifier-naming)
 inline constexpr Isa portable = Isa::kPortable, avx2 = Isa::kAvx2, avx512 = Isa::kAvx512,
-                     avx512vnni = Isa::kAvx512Vnni;
+                     avx512vnni = Isa::kAvx512Vnni, amx = Isa::kAmx;
 // NOLINTEND(readability-identifier-naming)
 }  // namespace isa_named
 /// The instruction set of this translation unit.

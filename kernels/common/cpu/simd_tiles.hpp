@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Products of bf16 matrices by the matrix units of a core (AMX), 32 rows by 32 columns at a time.
+//
+// Hazards. GCC's tile loads do not say which memory they read: publish() stands between what writes it
+// and them. Tile registers are numbered in the source, as the intrinsics are macros. An engine may keep
+// a shape of its own for all its tiles: TileShape gives it back.
+#pragma once
+
+#include "kernels/common/cpu/simd.hpp"
+
+#ifdef __AMX_BF16__
+
+namespace clusterkv::simd {
+inline namespace CLUSTERKV_ISA {
+
+inline constexpr int kTileRows = 16;
+inline constexpr int kTileDepth = 32;  ///< bf16 of a row of the left matrix
+inline constexpr int kTileWords = kTileRows * kTileDepth / 2;
+
+/// Eight tiles of 16 rows of 64 bytes while it lives.
+class TileShape {
+ public:
+  TileShape() {
+    _tile_storeconfig(&before_);
+    _tile_loadconfig(&kShape);
+  }
+  ~TileShape() { _tile_loadconfig(&before_); }  // none: the units are released
+  TileShape(const TileShape&) = delete;
+  TileShape& operator=(const TileShape&) = delete;
+
+ private:
+  struct alignas(64) Shape {
+    std::uint8_t palette, start_row, reserved[14];
+    std::uint16_t row_bytes[16];
+    std::uint8_t rows[16];
+  };
+  static constexpr Shape kShape{
+      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  Shape before_;
+};
+
+/// What was written is read by the tile loads that follow.
+CLUSTERKV_SIMD void publish() {
+  asm volatile("" : : : "memory");
+}
+
+using Bits = Vector<std::uint32_t, kLanes>;
+
+/// The two bf16 whose sum is x up to 2^-16 of it, each in the upper half of its lane.
+struct Halves {
+  Bits high, low;
+};
+CLUSTERKV_SIMD Halves halves_of(const Floats& x) {
+  static_assert(kParts == 1);
+  const auto rounded = [](const Part& part) {
+    return (std::bit_cast<Bits>(part) + 0x8000U) & 0xffff0000U;
+  };
+  const Bits high = rounded(x.part[0]);
+  return {high, rounded(x.part[0] - std::bit_cast<Part>(high))};
+}
+
+/// The upper halves of 16 lanes, in order.
+CLUSTERKV_SIMD void store_upper(const Bits& lanes, std::uint16_t* to) {
+  const auto upper = __builtin_convertvector(lanes >> 16, Vector<std::uint16_t, kLanes>);
+  std::memcpy(to, &upper, sizeof upper);
+}
+
+/// Column by column, the upper half of `even` and, above it, that of `odd`: a row of the right matrix.
+CLUSTERKV_SIMD void store_pairs(const Bits& even, const Bits& odd, std::uint32_t* to) {
+  const Bits pairs = even >> 16 | odd;
+  std::memcpy(to, &pairs, sizeof pairs);
+}
+
+CLUSTERKV_SIMD float sum_of(const Floats& x) {
+  return _mm512_reduce_add_ps(x.part[0]);
+}
+CLUSTERKV_SIMD float largest(const Floats& x) {
+  return _mm512_reduce_max_ps(x.part[0]);
+}
+/// A bit for each lane where x < limit does not hold, as with NaN.
+CLUSTERKV_SIMD unsigned lanes_not_below(const Floats& x, const Floats& limit) {
+  return _mm512_cmp_ps_mask(x.part[0], limit.part[0], _CMP_NLT_UQ);
+}
+
+/// A matrix as its high and low halves; low may be null: there is none.
+struct LeftRows {  ///< [32, row_elements]
+  const std::uint16_t* high;
+  const std::uint16_t* low;
+  int row_elements;
+};
+struct RightColumns {  ///< two times 16 columns, each [depth / 2, 16] pairs
+  const std::uint32_t* high[2];
+  const std::uint32_t* low[2];
+};
+
+/// sums[i][j] = rows 16 i .. of `left` times columns 16 j .. of `right`; low halves are not multiplied with
+/// each other. In fp32, two products at a time; what is below the smallest normal number counts as 0.
+template <int kDepth>
+CLUSTERKV_SIMD void multiply_tiles(const LeftRows& left, const RightColumns& right,
+                                   float (*sums)[2][kTileRows][kTileRows]) {
+  static_assert(kDepth % kTileDepth == 0);
+  const std::ptrdiff_t row_bytes = std::ptrdiff_t{left.row_elements} * 2;
+  constexpr std::ptrdiff_t kWordBytes = kTileRows * sizeof(std::uint32_t);
+  const int second = kTileRows * left.row_elements;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int step = 0; step < kDepth / kTileDepth; ++step) {
+    const int k = step * kTileDepth, word = step * kTileWords;
+    if (left.low != nullptr) {
+      _tile_loadd(4, left.low + k, row_bytes);
+      _tile_loadd(5, left.low + second + k, row_bytes);
+      _tile_loadd(6, right.high[0] + word, kWordBytes);
+      _tile_loadd(7, right.high[1] + word, kWordBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_loadd(4, left.high + k, row_bytes);
+    _tile_loadd(5, left.high + second + k, row_bytes);
+    _tile_loadd(6, right.low[0] + word, kWordBytes);
+    _tile_loadd(7, right.low[1] + word, kWordBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    _tile_loadd(6, right.high[0] + word, kWordBytes);
+    _tile_loadd(7, right.high[1] + word, kWordBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums[0][0], kWordBytes);
+  _tile_stored(1, sums[0][1], kWordBytes);
+  _tile_stored(2, sums[1][0], kWordBytes);
+  _tile_stored(3, sums[1][1], kWordBytes);
+}
+
+}  // namespace CLUSTERKV_ISA
+}  // namespace clusterkv::simd
+
+#endif
