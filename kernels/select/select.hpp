@@ -66,6 +66,7 @@ struct SelectScratch {
 // ------------------------------------------------------------------------------------- on the CPU
 /// One call does one item of work on the caller's thread.
 struct CpuOps {
+  static constexpr bool kHasMatrixOps = true;  ///< for Isa::kAmx
   /// Cost: reads (head_dim + 16) bytes a cluster with int8; head_dim * G multiply-adds each.
   void (*score_clusters)(const ScoreParams& params, const ScoreItem& item);
   /// One plan row and selection head.

@@ -28,7 +28,8 @@ class TileAssigner {
       : p_(p), num_pairs_((p.num_clusters + kColumns - 1) / kColumns) {}
 
   void run() {
-    const simd::TileShape shape;
+    const simd::TileShapes shapes;
+    const simd::TileShape shape(shapes);
     split_centroids();
     for (int first = 0; first < p_.keys.num_tokens; first += kTokens) {
       const int count = std::min(kTokens, p_.keys.num_tokens - first);

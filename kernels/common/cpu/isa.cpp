@@ -46,9 +46,9 @@ bool has_amx() {
   unsigned b = 0;
   unsigned c = 0;
   unsigned d = 0;
-  constexpr unsigned kTile = 1U << 24, kBf16 = 1U << 22;
+  constexpr unsigned kTile = 1U << 24, kBf16 = 1U << 22, kInt8 = 1U << 25;
   if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  if ((d & kTile) == 0 || (d & kBf16) == 0) return false;
+  if ((d & kTile) == 0 || (d & kBf16) == 0 || (d & kInt8) == 0) return false;
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl
   static const bool kIsGranted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return kIsGranted;

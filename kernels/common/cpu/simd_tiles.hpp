@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products of bf16 matrices by the matrix units of a core (AMX), 32 rows by 32 columns at a time.
+// Products of matrices by the matrix units of a core (AMX): of bf16, 32 rows by 32 columns at a time, and of
+// bytes, 16 by 16.
 //
 // Hazards. GCC's tile loads do not say which memory they read: publish() stands between what writes it
 // and them. Tile registers are numbered in the source, as the intrinsics are macros. An engine may keep
@@ -18,32 +19,33 @@ inline constexpr int kTileRows = 16;
 inline constexpr int kTileDepth = 32;  ///< bf16 of a row of the left matrix
 inline constexpr int kTileWords = kTileRows * kTileDepth / 2;
 
-/// Eight tiles of 16 rows of 64 bytes while it lives.
+/// What was written is read by the tile loads that follow.
+CLUSTERKV_SIMD void publish() {
+  asm volatile("" : : : "memory");
+}
+
+/// What the hardware takes for the shapes of its eight tiles.
+struct alignas(64) TileShapes {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+/// Tiles have these shapes while it lives.
 class TileShape {
  public:
-  TileShape() {
+  explicit TileShape(const TileShapes& shapes) {
     _tile_storeconfig(&before_);
-    _tile_loadconfig(&kShape);
+    publish();
+    _tile_loadconfig(&shapes);
   }
   ~TileShape() { _tile_loadconfig(&before_); }  // none: the units are released
   TileShape(const TileShape&) = delete;
   TileShape& operator=(const TileShape&) = delete;
 
  private:
-  struct alignas(64) Shape {
-    std::uint8_t palette, start_row, reserved[14];
-    std::uint16_t row_bytes[16];
-    std::uint8_t rows[16];
-  };
-  static constexpr Shape kShape{
-      1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-  Shape before_;
+  TileShapes before_;
 };
-
-/// What was written is read by the tile loads that follow.
-CLUSTERKV_SIMD void publish() {
-  asm volatile("" : : : "memory");
-}
 
 using Bits = Vector<std::uint32_t, kLanes>;
 
@@ -138,6 +140,78 @@ CLUSTERKV_SIMD void multiply_tiles(const LeftRows& left, const RightColumns& rig
   _tile_stored(1, sums[0][1], kWordBytes);
   _tile_stored(2, sums[1][0], kWordBytes);
   _tile_stored(3, sums[1][1], kWordBytes);
+}
+
+// ------------------------------------------------------------------------------------ bytes
+/// Tiles 0: sums; 2 and 3: 16 rows; 4 to 7: columns, 64 bytes of depth each, the second pair what is left
+/// of the depth after 64.
+constexpr TileShapes byte_tiles(int depth) {
+  TileShapes shapes;
+  const int second = depth < 128 ? depth - 64 : 64;
+  if (second == 0) return shapes;
+  shapes.row_bytes[3] = static_cast<std::uint16_t>(second);
+  shapes.rows[5] = static_cast<std::uint8_t>(second / 4);
+  return shapes;
+}
+
+/// Keeps 16 columns [depth / 4, 16] of four bytes in tiles. kDepth: 64 to 256.
+template <int kDepth>
+CLUSTERKV_SIMD void load_right_tiles(const std::int8_t (*columns)[64]) {
+  publish();
+  _tile_loadd(4, columns[0], 64);
+  if constexpr (kDepth > 64) _tile_loadd(5, columns[16], 64);
+  if constexpr (kDepth > 128) _tile_loadd(6, columns[32], 64);
+  if constexpr (kDepth > 192) _tile_loadd(7, columns[48], 64);
+}
+
+/// sums = 16 rows [16, kDepth] times the columns that load_right_tiles() keeps: exact.
+template <int kDepth>
+CLUSTERKV_SIMD void multiply_bytes(const std::byte* rows, std::int32_t (*sums)[kTileRows]) {
+  static_assert(kDepth == 64 || kDepth == 128 || kDepth == 256 ||
+                (kDepth > 64 && kDepth < 128 && kDepth % 4 == 0));
+  _tile_zero(0);
+  _tile_loadd(2, rows, kDepth);
+  _tile_dpbssd(0, 2, 4);
+  if constexpr (kDepth > 64) {
+    _tile_loadd(3, rows + 64, kDepth);
+    _tile_dpbssd(0, 3, 5);
+  }
+  if constexpr (kDepth > 128) {
+    _tile_loadd(2, rows + 128, kDepth);
+    _tile_dpbssd(0, 2, 6);
+    _tile_loadd(3, rows + 192, kDepth);
+    _tile_dpbssd(0, 3, 7);
+  }
+  _tile_stored(0, sums[0], 64);
+}
+
+/// Columns first .. first + 7 of 16 rows.
+CLUSTERKV_SIMD void columns(const std::int32_t (*rows)[kTileRows], int first, IntPart (&to)[8]) {
+  __m512i row[8];  // and, above it, the one eight further
+  for (int i = 0; i < 8; ++i) {
+    const auto* low = reinterpret_cast<const __m256i*>(rows[i] + first);
+    const auto* high = reinterpret_cast<const __m256i*>(rows[i + 8] + first);
+    row[i] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(low)),
+                                _mm256_loadu_si256(high), 1);
+  }
+  __m512i pair[8];  // of columns, of rows i and i + 1
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm512_unpacklo_epi32(row[i], row[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_epi32(row[i], row[i + 1]);
+  }
+  __m512i quad[8];  // columns j and j + 4 of rows 0 to 3, and of 4 to 7
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+    quad[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+    quad[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    quad[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+  const __m512i near = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+  const __m512i far = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+  for (int j = 0; j < 4; ++j) {
+    to[j] = reinterpret_cast<IntPart>(_mm512_permutex2var_epi64(quad[j], near, quad[j + 4]));
+    to[j + 4] = reinterpret_cast<IntPart>(_mm512_permutex2var_epi64(quad[j], far, quad[j + 4]));
+  }
 }
 
 }  // namespace CLUSTERKV_ISA

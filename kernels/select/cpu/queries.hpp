@@ -23,8 +23,8 @@ constexpr int kJoined = simd::kSums / kFlight;
 using BlockScores = float[kBlockClusters];
 
 /// The centroids of the block after this one, fetched a few lines at a time, from its two halves in turn:
-/// the hardware then follows two pages. Half of them between products, half while the block's scores are
-/// finished, which reads nothing (docs/performance.md).
+/// the hardware then follows two pages. One of kFetches between products, the others while the block's
+/// scores are finished, which reads nothing (docs/performance.md).
 class NextBlock {
  public:
   static constexpr int kLineBytes = 64;
@@ -49,7 +49,8 @@ class IntQueries {
  public:
   static constexpr int kTile = simd::kSums;
   static constexpr int kRowBytes = kHeadDim;
-  static constexpr int kFetchLines = kFlight * kRowBytes / NextBlock::kLineBytes / 2;
+  static constexpr int kFetches = 2;
+  static constexpr int kFetchLines = kFlight * kRowBytes / NextBlock::kLineBytes / kFetches;
 
   IntQueries(const float* query, int heads, float softmax_scale) : heads_(heads) {
     for (int g = 0; g < heads; ++g) quantise(g, query + g * kHeadDim, softmax_scale * kLog2E);
@@ -67,7 +68,7 @@ class IntQueries {
     for (; g < heads_; ++g) multiply<1>(g, rows, scale, first, next, z);
   }
 
- private:
+ protected:
   static constexpr int kStep = simd::kWordLanes;
   static constexpr int kWords = (kHeadDim + kStep - 1) / kStep * kStep;
 
@@ -140,7 +141,8 @@ class FloatQueries {
  public:
   static constexpr int kTile = 4;
   static constexpr int kRowBytes = kHeadDim * kElementBytes<kStored>;
-  static constexpr int kFetchLines = kTile * kRowBytes / NextBlock::kLineBytes / 2;
+  static constexpr int kFetches = 2;
+  static constexpr int kFetchLines = kTile * kRowBytes / NextBlock::kLineBytes / kFetches;
 
   FloatQueries(const float* query, int heads, float softmax_scale)
       : query_(query), heads_(heads), factor_(softmax_scale * kLog2E) {}
@@ -184,15 +186,6 @@ class FloatQueries {
   const float* query_;
   int heads_;
   float factor_;
-};
-
-template <IndexDType kIndex, int kHeadDim>
-struct QueriesFor {
-  using Type = FloatQueries<kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32, kHeadDim>;
-};
-template <int kHeadDim>
-struct QueriesFor<IndexDType::kInt8, kHeadDim> {
-  using Type = IntQueries<kHeadDim>;
 };
 
 /// 1/2 s^2 sum_d q_d^2 D_d of a query for one segment: dot_fixed() of the squares.

@@ -13,7 +13,7 @@
 #include "kernels/common/cpu/simd_select.hpp"
 #include "kernels/common/dispatch.hpp"
 #include "kernels/select/cpu/ops.hpp"
-#include "kernels/select/cpu/queries.hpp"
+#include "kernels/select/cpu/queries_tiles.hpp"
 #include "kernels/select/rules.hpp"
 
 namespace clusterkv::select::CLUSTERKV_ISA {
@@ -21,6 +21,19 @@ namespace {
 
 // Loops over a block are not unrolled: the constants of a polynomial would leave their registers.
 static_assert(kBlockPartials == simd::kLanes);
+
+template <IndexDType kIndex, int kHeadDim>
+struct QueriesFor {
+  using Type = FloatQueries<kIndex == IndexDType::kBF16 ? DType::kBF16 : DType::kF32, kHeadDim>;
+};
+template <int kHeadDim>
+struct QueriesFor<IndexDType::kInt8, kHeadDim> {
+#ifdef __AMX_INT8__
+  using Type = TileQueries<kHeadDim>;
+#else
+  using Type = IntQueries<kHeadDim>;
+#endif
+};
 
 /// Rows of the clusters of a block, as floats just as exact: there are fewer than 2^24.
 struct BlockSizes {
@@ -164,9 +177,11 @@ class Scorer {
     }
   }
 
-  /// Half a block's lines over the two passes of a head, each of a vector of clusters at a time.
+  /// What products do not fetch of a block, over the two passes of a head, each of a vector of clusters at
+  /// a time.
   static constexpr int kFinishLines = kBlockClusters * Queries::kRowBytes / NextBlock::kLineBytes /
-                                      2 / (2 * kBlockClusters / simd::kLanes);
+                                      Queries::kFetches * (Queries::kFetches - 1) /
+                                      (2 * kBlockClusters / simd::kLanes);
 
   /// What is read first of a block: one number a cluster.
   [[nodiscard]] NextBlock fetch_entries(std::uint32_t physical) const {
