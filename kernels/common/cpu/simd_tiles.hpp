@@ -96,15 +96,29 @@ struct RightColumns {  ///< two times 16 columns, each [depth / 2, 16] pairs
   const std::uint32_t* low[2];
 };
 
+// Tiles 0 to 3: sums; 4 and 5: rows; 6 and 7: columns.
+CLUSTERKV_SIMD void load_rows(const std::uint16_t* rows, int row_elements) {
+  const std::ptrdiff_t row_bytes = std::ptrdiff_t{row_elements} * 2;
+  _tile_loadd(4, rows, row_bytes);
+  _tile_loadd(5, rows + kTileRows * row_elements, row_bytes);
+}
+CLUSTERKV_SIMD void load_columns(const std::uint32_t* const (&columns)[2], int word) {
+  _tile_loadd(6, columns[0] + word, 64);
+  _tile_loadd(7, columns[1] + word, 64);
+}
+CLUSTERKV_SIMD void add_products() {
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 /// sums[i][j] = rows 16 i .. of `left` times columns 16 j .. of `right`; low halves are not multiplied with
 /// each other. In fp32, two products at a time; what is below the smallest normal number counts as 0.
 template <int kDepth>
 CLUSTERKV_SIMD void multiply_tiles(const LeftRows& left, const RightColumns& right,
                                    float (*sums)[2][kTileRows][kTileRows]) {
   static_assert(kDepth % kTileDepth == 0);
-  const std::ptrdiff_t row_bytes = std::ptrdiff_t{left.row_elements} * 2;
-  constexpr std::ptrdiff_t kWordBytes = kTileRows * sizeof(std::uint32_t);
-  const int second = kTileRows * left.row_elements;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -112,34 +126,20 @@ CLUSTERKV_SIMD void multiply_tiles(const LeftRows& left, const RightColumns& rig
   for (int step = 0; step < kDepth / kTileDepth; ++step) {
     const int k = step * kTileDepth, word = step * kTileWords;
     if (left.low != nullptr) {
-      _tile_loadd(4, left.low + k, row_bytes);
-      _tile_loadd(5, left.low + second + k, row_bytes);
-      _tile_loadd(6, right.high[0] + word, kWordBytes);
-      _tile_loadd(7, right.high[1] + word, kWordBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      load_rows(left.low + k, left.row_elements);
+      load_columns(right.high, word);
+      add_products();
     }
-    _tile_loadd(4, left.high + k, row_bytes);
-    _tile_loadd(5, left.high + second + k, row_bytes);
-    _tile_loadd(6, right.low[0] + word, kWordBytes);
-    _tile_loadd(7, right.low[1] + word, kWordBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    _tile_loadd(6, right.high[0] + word, kWordBytes);
-    _tile_loadd(7, right.high[1] + word, kWordBytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    load_rows(left.high + k, left.row_elements);
+    load_columns(right.low, word);
+    add_products();
+    load_columns(right.high, word);
+    add_products();
   }
-  _tile_stored(0, sums[0][0], kWordBytes);
-  _tile_stored(1, sums[0][1], kWordBytes);
-  _tile_stored(2, sums[1][0], kWordBytes);
-  _tile_stored(3, sums[1][1], kWordBytes);
+  _tile_stored(0, sums[0][0], 64);
+  _tile_stored(1, sums[0][1], 64);
+  _tile_stored(2, sums[1][0], 64);
+  _tile_stored(3, sums[1][1], 64);
 }
 
 // ------------------------------------------------------------------------------------ bytes
