@@ -13,7 +13,7 @@ def shared(nm, objects):
     for path in objects:
         isa = path.split("clusterkv_cpu_")[1].split(".dir")[0]
         listing = subprocess.run([nm, "-C", "--defined-only", path], check=True, capture_output=True, text=True)
-        for line in listing.stdout.splitlines():
+        for line in listing.stdout.splitlines():  # data ("V") has no instructions
             _, kind, name = line.split(maxsplit=2)
             if kind in "Wu" and f"::{isa}::" not in name:
                 yield f"{path}: {kind} {name}"

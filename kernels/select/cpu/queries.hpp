@@ -23,7 +23,7 @@ constexpr int kJoined = simd::kSums / kFlight;
 using BlockScores = float[kBlockClusters];
 
 /// The centroids of the block after this one, fetched a few lines at a time, from its two halves in turn:
-/// the hardware then follows two pages. One of kFetches between products, the others while the block's
+/// the hardware then follows two pages. One part of kFetches between products, the others while the block's
 /// scores are finished, which reads nothing (docs/performance.md).
 class NextBlock {
  public:
