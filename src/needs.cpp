@@ -48,8 +48,8 @@ CacheConfig resolved_for(const CacheConfig& config, const BackendInfo& backend, 
 
 /// Of a resolved config, but for its size.
 const char* find_resolved_fault(const CacheConfig& c, const BackendInfo& backend, Rows rows) {
-  if (c.store.misses == Misses::kEstimateMisses && c.store.residency != Residency::kHost) {
-    return "store.misses: kEstimateMisses, expected with Residency::kHost";
+  if (c.store.misses == Misses::kEstimateMisses && !runtime::has_host_store(c)) {
+    return "store.misses: kEstimateMisses, expected with Residency::kHost or kHybrid";
   }
   return backend.find_fault(c, rows);
 }
@@ -88,8 +88,9 @@ std::int64_t find_held_bytes(const CacheConfig& resolved, const PagePools& pools
 }
 
 std::int64_t find_host_bytes(const CacheConfig& resolved, const PagePools& pools) {
-  if (resolved.store.residency != Residency::kHost) return 0;
-  return pools.rows.num_held() * static_cast<std::int64_t>(runtime::row_page_bytes(resolved));
+  if (!resolved.store.cold_path.empty()) return 0;
+  const std::int64_t pages = pools.rows.num_held_from(runtime::capacity_of(resolved).near_pages);
+  return pages * static_cast<std::int64_t>(runtime::row_page_bytes(resolved));
 }
 
 std::int64_t stored_pages(const Capacity& capacity, Rows rows) {
@@ -119,7 +120,7 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
                       result.max_sequences);
   }
   const StoreConfig& store = result.store;
-  if (store.residency == Residency::kHost && store.host_bytes > 0) {
+  if (runtime::has_host_store(result) && store.host_bytes > 0 && store.cold_path.empty()) {
     const std::size_t page = runtime::row_page_bytes(result);
     if (page > store.host_bytes) {
       fail<ConfigError>("store.host_bytes: {}, expected 0 or at least the {} of {} tokens",

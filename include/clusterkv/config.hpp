@@ -40,11 +40,13 @@ enum class Tail : std::uint8_t {
   kSecondMoment,  ///< cluster means, their mass corrected by the spread of the cluster
 };
 
-/// Where the rows of clustered tokens lie.
+/// Where the rows of clustered tokens lie, in layers that choose. Those of dense layers, which read all of
+/// theirs in every step, lie beside the index.
 enum class Residency : std::uint8_t {
   kAuto,    ///< CPU: kDevice, or kHost with a cold_path; CUDA: kHost
   kDevice,  ///< beside the index, read in place
   kHost,    ///< in the host store; selected rows are recalled into a bounded pool of slots
+  kHybrid,  ///< as kDevice while device_bytes has room, those of later pages as kHost
 };
 
 /// How long recalled rows stay in the slot pool.
@@ -99,16 +101,18 @@ struct SelectConfig {
 struct StoreConfig {
   Residency residency = Residency::kAuto;
   /// Bytes of the slot pool; 0: 4 x budget rows a sequence. When it is full, quads of earlier steps make room,
-  /// as `retention` says; what the running step needs beyond that is read in place.
+  /// as `retention` says; what the running step needs beyond that is read in place. With kHybrid, > 0: of the
+  /// slot pool, at most as above, and of rows that stay on the device, in what it leaves. Pages of 256 rows
+  /// take the device's places first, and stay where they are.
   std::size_t device_bytes = 0;
   /// The most memory that the host store may take; 0: as max_tokens needs. A cold store's file is not counted.
   /// A step or load() that wants more is refused with CapacityError: its rows are nowhere else, so that only
   /// the caller can say whose may go.
   std::size_t host_bytes = 0;
   /// A directory on a local disk: the rows of the host store lie there, in a file without a name, so that
-  /// they may exceed memory. Selected rows are read from it into the slot pool. Those of dense layers, which
-  /// read all of theirs, stay in memory. The file is as large as max_tokens needs from the beginning, and is
-  /// gone with the cache. CPU on Linux 5.14 or later. Empty: rows lie in memory.
+  /// they may exceed memory. Selected rows are read from it into the slot pool. The file is as large as
+  /// max_tokens needs from the beginning, and is gone with the cache. CPU on Linux 5.14 or later. Empty: rows
+  /// lie in memory.
   std::string cold_path = {};
   /// Sinks and pending tokens of all sequences together, at most; they lie beside the index. 0:
   /// max_tokens, so that a prompt may come in one piece. Less is enough where prompts come in chunks: a
@@ -116,8 +120,8 @@ struct StoreConfig {
   std::int64_t live_tokens = 0;
   Retention retention = Retention::kLru;
   int retain_steps = 1;  ///< 1 .. 64
-  /// kEstimateMisses bounds what a step waits for. It takes Residency::kHost and a tail, and is the one setting
-  /// with which an answer depends on what was attended before. CPU backend.
+  /// kEstimateMisses bounds what a step waits for. It takes kHost or kHybrid, and a tail, and is the one
+  /// setting with which an answer depends on what was attended before.
   Misses misses = Misses::kCopyMisses;
   /// With kEstimateMisses: rows that a step may bring from the host store, in whole quads (4 rows), for each
   /// sequence, layer and KV head; 4 .. 2^24. Sequences and layers that attend to everything have no tail and

@@ -21,8 +21,8 @@ struct StepStats {
   std::int64_t pending_tokens = 0;
   std::int64_t selected_clusters = 0;
   std::int64_t scored_clusters = 0;
-  std::int64_t quad_hits = 0;    ///< quads (4 rows) found in the slot pool; Residency::kHost only
-  std::int64_t quad_misses = 0;  ///< quads copied into the slot pool
+  std::int64_t quad_hits = 0;         ///< quads (4 rows) of the host store found in slots
+  std::int64_t quad_misses = 0;       ///< quads copied into the slot pool
   std::int64_t quads_in_place = 0;    ///< quads without a slot, read in the host store
   std::int64_t copied_bytes = 0;      ///< from the host store to the slot pool
   std::int64_t row_bytes = 0;         ///< K and V rows read by attention

@@ -39,7 +39,7 @@ struct PlanLimits {
   /// Lengths of all rows together after a step, tokens that forks share in each of them; 0: max_tokens of
   /// the config, which is enough where no forks are in a step.
   std::int64_t max_context_tokens = 0;
-  /// ClusterKVCache::prefetch() may be called. CUDA with Residency::kHost: scratch for a second choice.
+  /// ClusterKVCache::prefetch() may be called. CUDA with kHost or kHybrid: scratch for a second choice.
   bool prefetch = false;
 };
 
@@ -48,7 +48,7 @@ struct PlanLimits {
 struct MemoryNeeds {
   std::size_t device_bytes = 0;  ///< index, sinks, pending tokens, slots; on the CPU: host memory
   std::size_t pinned_bytes = 0;  ///< host store of the CUDA backend
-  std::size_t host_bytes = 0;    ///< host store of the CPU backend with Residency::kHost
+  std::size_t host_bytes = 0;    ///< host store of the CPU backend, kHost and kHybrid
   std::size_t file_bytes = 0;    ///< file of store.cold_path
   std::size_t workspace_bytes = 0;
   std::size_t workspace_pinned_bytes = 0;

@@ -39,7 +39,7 @@ class RowFinder {
  private:
   /// In its slot if it was recalled, else in the store.
   [[nodiscard]] CLUSTERKV_HD const std::byte* stored(std::uint32_t row) const {
-    if (p_.slots.directory != nullptr) {
+    if (p_.slots.directory != nullptr && !p_.stored.is_near(row)) {
       const std::uint32_t slot =
           p_.slots.directory[kv_head_ * p_.slots.num_quads + row / kQuadRows];
       if (slot != kNoSlot) {

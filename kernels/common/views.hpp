@@ -68,13 +68,18 @@ struct SequenceView {
 
 /// Rows of one layer: plane h holds the rows of KV head h.
 /// Row: key [head_dim], then value [value_dim], both in `dtype`.
+/// The first `num_near` rows, whole pages, may lie in memory of their own, near to attention: they are read
+/// there, and never recalled.
 struct RowStore {
-  std::byte* base = nullptr;
+  std::byte* base = nullptr;    ///< of row num_near
   std::size_t head_stride = 0;  ///< bytes from plane to plane
   std::size_t row_bytes = 0;
   DType dtype = DType::kF32;
   int head_dim = 0;
   int value_dim = 0;
+  std::byte* near = nullptr;    ///< of row 0
+  std::size_t near_stride = 0;  ///< bytes from plane to plane of `near`
+  std::uint32_t num_near = 0;
 
   /// From a row to its value, and that value's length.
   CLUSTERKV_HD std::size_t key_bytes() const {
@@ -83,9 +88,16 @@ struct RowStore {
   CLUSTERKV_HD std::size_t value_bytes() const {
     return static_cast<std::size_t>(value_dim) * size_of(dtype);
   }
+  CLUSTERKV_HD bool is_near(std::uint32_t row) const { return row < num_near; }
   CLUSTERKV_HD std::byte* row(int kv_head, std::uint32_t row) const {
+    return is_near(row) ? near + static_cast<std::size_t>(kv_head) * near_stride +
+                              static_cast<std::size_t>(row) * row_bytes
+                        : far_row(kv_head, row);
+  }
+  /// row() of one that is not near.
+  CLUSTERKV_HD std::byte* far_row(int kv_head, std::uint32_t row) const {
     return base + static_cast<std::size_t>(kv_head) * head_stride +
-           static_cast<std::size_t>(row) * row_bytes;
+           static_cast<std::size_t>(row - num_near) * row_bytes;
   }
 };
 

@@ -55,13 +55,12 @@ CpuStages::CpuStages(const CacheConfig& config, const Resources& resources, Rows
 MemoryNeeds CpuStages::needs(const CacheConfig& config, const PlanLimits& limits, Rows rows) {
   const runtime::Capacity capacity = runtime::capacity_of(config);
   const auto stored = recall::StoredRows::bytes(config, stored_pages(capacity, rows));
-  const bool on_host = config.store.residency == Residency::kHost;
   const Size fixed = Size(index::ClusterIndex::bytes(config, capacity)) +
                      recall::RowArena::bytes(config.model, capacity.live_pages) +
                      recall::SlotPools::bytes(config, capacity) + Sealer::initial_bytes(config);
   MemoryNeeds needs;
-  needs.device_bytes = (fixed + (on_host ? 0 : stored.memory)).get();
-  needs.host_bytes = on_host ? stored.memory : 0;
+  needs.device_bytes = (fixed + stored.near).get();
+  needs.host_bytes = stored.far;
   needs.file_bytes = stored.file;
   needs.workspace_bytes = scratch_bytes(config, limits);
   return needs;

@@ -23,8 +23,11 @@ void CudaStages::copy_pages(std::span<const PageCopy> rows, std::span<const Page
               stream.handle);
   }
   for (const PageCopy& copy : rows) {
-    copy_page(stored_.layer(0), index_.positions(0), index_.positions_stride(),
-              {copy.from, copy.to, copy.num_rows}, planes, stream.handle);
+    for_each_kind([&](int first, int num_layers) {
+      copy_page(stored_.layer(first), index_.positions(first), index_.positions_stride(),
+                {copy.from, copy.to, copy.num_rows}, num_layers * model_.num_kv_heads,
+                stream.handle);
+    });
   }
 }
 
@@ -39,17 +42,19 @@ void CudaStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
   copy_async(row_pages, rows.row_pages, from * sizeof(std::uint32_t), stream.handle);
   copy_async(live_pages, rows.live_pages, pages(rows.num_tokens) * sizeof(std::uint32_t),
              stream.handle);
-  ops::restore_rows({.stored = stored_.layer(0),
-                     .live = live_.layer(0),
-                     .positions = index_.positions(0),
-                     .positions_stride = index_.positions_stride(),
-                     .row_pages = row_pages,
-                     .live_pages = live_pages,
-                     .first_row = rows.segment.first_row,
-                     .num_rows = rows.segment.num_rows,
-                     .first_token = rows.first_token,
-                     .num_tokens = rows.num_tokens},
-                    model_.num_layers * model_.num_kv_heads, stream.handle);
+  for_each_kind([&](int first, int num_layers) {
+    ops::restore_rows({.stored = stored_.layer(first),
+                       .live = live_.layer(first),
+                       .positions = index_.positions(first),
+                       .positions_stride = index_.positions_stride(),
+                       .row_pages = row_pages,
+                       .live_pages = live_pages,
+                       .first_row = rows.segment.first_row,
+                       .num_rows = rows.segment.num_rows,
+                       .first_token = rows.first_token,
+                       .num_tokens = rows.num_tokens},
+                      num_layers * model_.num_kv_heads, stream.handle);
+  });
   wait_for(stream.handle);  // the tables are the caller's
 }
 

@@ -20,10 +20,6 @@ MemoryResource& memory_or_default(const Resources& resources) {
   return resources.memory == nullptr ? device_memory() : *resources.memory;
 }
 
-Device place_of(const CacheConfig& config) {
-  return {config.store.residency == Residency::kHost ? Device::kPinned : Device::kCuda};
-}
-
 const char* find_fault(const CacheConfig& config, Rows) {
   if (config.model.kv_dtype == DType::kF32) {
     return "model.kv_dtype: expected kF16 or kBF16 with CUDA";
@@ -57,7 +53,7 @@ CudaStages::CudaStages(const CacheConfig& config, const Resources& resources, Ro
       num_dense_(runtime::count_dense_layers(config_)),
       index_(config_, capacity_, memory_, {Device::kCuda}),
       live_(model_, capacity_.live_pages, memory_, "live rows", {Device::kCuda}),
-      stored_(model_, stored_pages(capacity_, rows), memory_, "row store", place_of(config_)),
+      stored_(config_, stored_pages(capacity_, rows), memory_, {Device::kCuda}, {Device::kPinned}),
       slots_(config_, memory_),
       sealer_(config_, memory_),
       moved_pages_(memory_, moved_pages_bytes(capacity_).get(), "pages of a cut segment",
@@ -80,17 +76,16 @@ CudaStages::~CudaStages() {
 
 MemoryNeeds CudaStages::needs(const CacheConfig& config, const PlanLimits& limits, Rows rows) {
   const runtime::Capacity capacity = runtime::capacity_of(config);
-  const Size stored = recall::RowArena::bytes(config.model, stored_pages(capacity, rows));
-  const bool on_host = config.store.residency == Residency::kHost;
+  const auto stored = recall::StoredRows::bytes(config, stored_pages(capacity, rows));
   Carver scratch(nullptr);
   carve_scratch(scratch, config, limits);
   MemoryNeeds needs;
-  needs.device_bytes = (Size(index::ClusterIndex::bytes(config, capacity)) +
-                        recall::RowArena::bytes(config.model, capacity.live_pages) +
-                        SlotMemory::bytes(config) + Sealer::initial_bytes(config) +
-                        moved_pages_bytes(capacity) + sizeof(Counts) + (on_host ? Size(0) : stored))
-                           .get();
-  needs.pinned_bytes = on_host ? stored.get() : 0;
+  needs.device_bytes =
+      (Size(index::ClusterIndex::bytes(config, capacity)) +
+       recall::RowArena::bytes(config.model, capacity.live_pages) + SlotMemory::bytes(config) +
+       Sealer::initial_bytes(config) + moved_pages_bytes(capacity) + sizeof(Counts) + stored.near)
+          .get();
+  needs.pinned_bytes = stored.far;
   needs.workspace_bytes = scratch.used();
   Carver staging(nullptr);
   for (int i = 0; i < 2; ++i) staging.take<std::byte>(tables_bytes(config, limits));

@@ -11,7 +11,7 @@
 #include "src/cuda/seal.hpp"
 #include "src/cuda/slot_memory.hpp"
 #include "src/index/cluster_index.hpp"
-#include "src/recall/row_stores.hpp"
+#include "src/recall/stored_rows.hpp"
 #include "src/saved_parts.hpp"
 #include "src/stages.hpp"
 
@@ -65,6 +65,12 @@ class CudaStages final : public Stages {
     std::int64_t clusters;
   };
 
+  /// visit(first, count) for dense layers, and for the others: rows of a kind lie in one arena.
+  template <class Visit>
+  void for_each_kind(const Visit& visit) const {
+    if (num_dense_ > 0) visit(0, num_dense_);
+    if (num_dense_ < model_.num_layers) visit(num_dense_, model_.num_layers - num_dense_);
+  }
   void write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads> stale, void* stream);
   static void write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer);
   void seal(const SealTarget& target, const SealView* seals, std::span<const SealSize> sizes);
@@ -87,8 +93,8 @@ class CudaStages final : public Stages {
   runtime::Capacity capacity_;
   int num_dense_;  ///< dense layers come first
   index::ClusterIndex index_;
-  recall::RowArena live_;    ///< sinks and pending tokens
-  recall::RowArena stored_;  ///< clustered tokens, in device or pinned memory
+  recall::RowArena live_;      ///< sinks and pending tokens
+  recall::StoredRows stored_;  ///< clustered tokens, in device or pinned memory
   SlotMemory slots_;
   Sealer sealer_;
   runtime::Buffer moved_pages_;

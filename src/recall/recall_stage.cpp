@@ -39,7 +39,7 @@ void for_each_run(std::span<const QuadCopy> quads, const Visit& visit) {
 
 /// All that a plan reads, so that a disk is asked for all of it before anyone waits. Whether it is there.
 bool fetch_quads(const StoredRows& stored, int layer, int kv_head, const RecallPlan& plan) {
-  if (!stored.in_file(layer)) return true;
+  if (!stored.is_in_file(layer)) return true;
   const std::span<const QuadCopy> quads(plan.copies, static_cast<std::size_t>(plan.num_copies));
   for_each_run(quads, [&](const RowRun& run) { stored.expect(layer, kv_head, run); });
   bool is_there = true;
@@ -94,9 +94,12 @@ void SlotPools::recall(int layer, const RecallStep& step, Executor& executor) {
     for (int row = 0; row < step.num_rows; ++row) {
       const int first = kv_head * served;
       // What attends to everything has no tail.
-      const RecallRequest request{
-          step.lists.rows_of(row, first), step.lists.num_rows + step.lists.list(row, first), served,
-          step.lists.capacity, step.rows[row].is_scored() ? step.max_transfers : kNoLimit};
+      const RecallRequest request{step.lists.rows_of(row, first),
+                                  step.lists.num_rows + step.lists.list(row, first),
+                                  served,
+                                  step.lists.capacity,
+                                  step.rows[row].is_scored() ? step.max_transfers : kNoLimit,
+                                  copy.stored.num_near};
       pool.look_up(request, step.plan_number, step.retain_from[row], plan);
       if (plan.num_copies - plan.first_copy > request.max_transfers) {
         for (int i = 0; i < served; ++i) pool.leave_out(step.lists, row, first + i, plan);

@@ -19,6 +19,7 @@ void SlotPool::look_up(const RecallRequest& request, std::uint32_t plan_number,
     const std::uint32_t* rows = request.rows + std::int64_t{list} * request.capacity;
     std::uint32_t previous = kNoQuad;
     for (int i = 0; i < request.counts[list]; ++i) {
+      if (rows[i] < request.num_near) continue;
       const std::uint32_t quad = quad_of(rows[i]);
       if (quad != previous) look_up_quad(quad, plan_number, retain_from, plan);
       previous = quad;

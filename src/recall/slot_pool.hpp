@@ -17,6 +17,7 @@ struct RecallRequest {
   int num_lists;
   int capacity;
   int max_transfers = kNoLimit;  ///< quads that may be brought in
+  std::uint32_t num_near = 0;    ///< rows of the store that are not recalled, the first ones
 };
 
 /// What must be copied, and how the look-ups went. Each quad counts once a plan row.

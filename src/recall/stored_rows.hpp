@@ -18,24 +18,25 @@ struct RowRun {
   std::int64_t count;
 };
 
-/// The clustered rows of all layers: in memory; or with store.cold_path in a file, but for dense layers,
-/// which read all of theirs in every step. Rows in a file are fetched before they are touched.
+/// The clustered rows of all layers. Near: those of dense layers, which read all of theirs in every step, and
+/// those that Residency leaves on the device. Far: the others, in the host store, which with store.cold_path
+/// is a file. Rows in a file are fetched before they are touched.
 class StoredRows {
  public:
   struct Bytes {
-    std::size_t memory;
+    std::size_t near;
+    std::size_t far;
     std::size_t file;
   };
   static Bytes bytes(const CacheConfig& config, std::int64_t num_pages);
 
   /// \throws OutOfMemory, FileError
-  StoredRows(const CacheConfig& config, std::int64_t num_pages, MemoryResource& memory);
+  StoredRows(const CacheConfig& config, std::int64_t num_pages, MemoryResource& memory,
+             Device near = {}, Device far = {});
 
   /// Null base if there are no rows.
-  [[nodiscard]] RowStore layer(int layer) const {
-    return in_file(layer) ? cold_.layer(layer - num_in_memory_) : warm_.layer(layer);
-  }
-  [[nodiscard]] bool in_file(int layer) const { return layer >= num_in_memory_; }
+  [[nodiscard]] RowStore layer(int layer) const;
+  [[nodiscard]] bool is_in_file(int layer) const { return file_ != nullptr && layer >= num_dense_; }
 
   /// Begins to read rows that a fetch will ask for.
   void expect(int layer, int kv_head, const RowRun& run) const noexcept;
@@ -52,10 +53,12 @@ class StoredRows {
   [[noreturn]] void fail_fetch() const { file_->fail_fetch(); }
 
  private:
-  int num_in_memory_;  ///< layers
-  RowArena warm_;
+  int num_dense_;          ///< layers, the first ones
+  std::int64_t num_near_;  ///< pages of the other layers
+  RowArena dense_;
+  RowArena near_;
   std::unique_ptr<runtime::ColdFile> file_;
-  RowArena cold_;
+  RowArena far_;
 };
 
 }  // namespace clusterkv::recall

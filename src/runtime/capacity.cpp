@@ -41,13 +41,52 @@ std::int64_t max_blocks(const CacheConfig& config) {
   return std::max(by_shortest, by_longer) + first + 1;  // + 1: the divisions round down
 }
 
+/// What lies on the device and what in the host store, of layers that choose.
+void divide_rows(const CacheConfig& config, Capacity& capacity) {
+  const ModelShape& m = config.model;
+  const StoreConfig& store = config.store;
+  const std::size_t page_bytes = row_page_bytes(config);
+  if (page_bytes == 0) return;  // no such layers
+  const auto fit = [](std::size_t bytes, std::size_t one) {
+    return static_cast<std::int64_t>(std::min(bytes / one, std::size_t{1} << 62));
+  };
+  const std::size_t slot_bytes = static_cast<std::size_t>(m.num_layers * m.num_kv_heads) *
+                                 static_cast<std::size_t>(kQuadRows) * plane_row_bytes(m);
+  const std::int64_t wanted = std::int64_t{config.max_sequences} * config.select.budget_tokens *
+                              (capacity.selection_heads / m.num_kv_heads);
+  const std::int64_t asked = std::max<std::int64_t>(1, fit(store.device_bytes, slot_bytes));
+  capacity.near_pages = 0;
+  capacity.slots = store.device_bytes == 0 ? wanted : asked;
+  if (store.residency == Residency::kHybrid) {
+    // Slots first: rows on the device save no more than their own transfers.
+    capacity.slots = std::min(asked, wanted);
+    const std::size_t slots = static_cast<std::size_t>(capacity.slots) * slot_bytes;
+    const std::int64_t all = fit(store.device_bytes, page_bytes);
+    const std::int64_t rest =
+        fit(store.device_bytes - std::min(store.device_bytes, slots), page_bytes);
+    capacity.near_pages = all >= capacity.row_pages ? capacity.row_pages : rest;
+  }
+  std::int64_t far_pages = capacity.row_pages - capacity.near_pages;
+  if (store.host_bytes > 0 && store.cold_path.empty()) {
+    const std::int64_t most = fit(store.host_bytes, page_bytes);
+    capacity.host_is_bound = most < far_pages;
+    far_pages = std::min(far_pages, most);
+    capacity.row_pages = capacity.near_pages + far_pages;
+  }
+  capacity.slots = std::min(far_pages * kPageRows / kQuadRows, capacity.slots);
+}
+
 }  // namespace
 
 std::size_t row_page_bytes(const CacheConfig& config) {
   const ModelShape& m = config.model;
-  const int layers = config.store.cold_path.empty() ? m.num_layers : count_dense_layers(config);
+  const int layers = m.num_layers - count_dense_layers(config);
   return static_cast<std::size_t>(layers) * static_cast<std::size_t>(m.num_kv_heads) * kPageRows *
          plane_row_bytes(m);
+}
+
+bool has_host_store(const CacheConfig& config) {
+  return config.store.residency == Residency::kHost || config.store.residency == Residency::kHybrid;
 }
 
 Capacity capacity_of(const CacheConfig& config) {
@@ -67,23 +106,8 @@ Capacity capacity_of(const CacheConfig& config) {
   capacity.blocks = max_blocks(config);
   capacity.records = config.max_tokens / least_segment(config) + 1;
   capacity.selection_heads = per_query_head ? m.num_q_heads : m.num_kv_heads;
-  if (config.store.residency == Residency::kHost) {
-    const std::size_t page_bytes = row_page_bytes(config);
-    if (config.store.host_bytes > 0 && page_bytes > 0) {
-      const std::size_t most = config.store.host_bytes / page_bytes;
-      capacity.host_is_bound = most < static_cast<std::size_t>(capacity.row_pages);
-      if (capacity.host_is_bound) capacity.row_pages = static_cast<std::int64_t>(most);
-    }
-    const std::size_t quad_bytes = static_cast<std::size_t>(kQuadRows) * plane_row_bytes(m);
-    const int planes = m.num_layers * m.num_kv_heads;
-    const std::int64_t served = capacity.selection_heads / m.num_kv_heads;
-    const std::int64_t wanted = sequences * served * config.select.budget_tokens;
-    const auto asked = static_cast<std::int64_t>(config.store.device_bytes / quad_bytes /
-                                                 static_cast<std::size_t>(planes));
-    const std::int64_t quads = capacity.row_pages * kPageRows / kQuadRows;
-    capacity.slots =
-        std::min(quads, config.store.device_bytes == 0 ? wanted : std::max<std::int64_t>(1, asked));
-  }
+  capacity.near_pages = capacity.row_pages;
+  if (has_host_store(config)) divide_rows(config, capacity);
   return capacity;
 }
 

@@ -12,8 +12,10 @@
 namespace clusterkv::runtime {
 
 struct Capacity {
-  std::int64_t row_pages;   ///< of the row store: stored tokens
-  bool host_is_bound;       ///< store.host_bytes allows fewer of them than max_tokens needs
+  std::int64_t row_pages;  ///< of the row store: stored tokens
+  std::int64_t
+      near_pages;      ///< of those, the first ones, in layers that choose: not in the host store
+  bool host_is_bound;  ///< store.host_bytes allows fewer of the others than max_tokens needs
   std::int64_t live_pages;  ///< of the live store: sinks and pending tokens
   std::int64_t blocks;      ///< of the index
   std::int64_t records;     ///< segments
@@ -24,8 +26,11 @@ struct Capacity {
 
 Capacity capacity_of(const CacheConfig& config);
 
-/// Memory of one page of clustered rows, in all layers: what store.host_bytes bounds.
+/// One page of clustered rows, in all layers that choose: those of dense layers are never in the host store.
 std::size_t row_page_bytes(const CacheConfig& config);
+
+/// Whether rows may lie there. Of a resolved config.
+bool has_host_store(const CacheConfig& config);
 
 /// Lengths of the rows of a step together, at most.
 std::int64_t context_tokens(const CacheConfig& config, const PlanLimits& limits);

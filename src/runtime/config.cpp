@@ -114,8 +114,11 @@ template <class Check>
 bool check_store(const CacheConfig& config, const Check& check) {
   const StoreConfig& s = config.store;
   const bool estimates = s.misses == Misses::kEstimateMisses;
-  return check(s.residency <= Residency::kHost, "store.residency: expected kAuto, kDevice or kHost",
+  return check(s.residency <= Residency::kHybrid,
+               "store.residency: expected kAuto, kDevice, kHost or kHybrid",
                static_cast<int>(s.residency)) &&
+         check(s.residency != Residency::kHybrid || s.device_bytes > 0,
+               "store.device_bytes: expected > 0 with Residency::kHybrid", s.device_bytes) &&
          check(s.cold_path.empty() || s.residency != Residency::kDevice,
                "store.cold_path: expected none with Residency::kDevice", s.cold_path) &&
          check(s.live_tokens >= 0, "store.live_tokens: expected >= 0", s.live_tokens) &&

@@ -23,6 +23,10 @@ class PagePool {
   [[nodiscard]] std::int64_t num_pages() const { return num_pages_; }
   [[nodiscard]] std::int64_t num_free() const { return num_free_; }
   [[nodiscard]] std::int64_t num_held() const { return num_pages_ - num_free_; }
+  [[nodiscard]] std::int64_t num_held_from(std::int64_t page) const {
+    return std::count_if(owners_.begin() + page, owners_.end(),
+                         [](auto owners) { return owners > 0; });
+  }
   [[nodiscard]] bool is_shared(std::uint32_t page) const { return owners_[page] > 1; }
 
   /// \pre num_free() > 0

@@ -87,6 +87,7 @@ std::vector<ConfigFault> config_faults() {
          c.store.residency = Residency::kDevice;
          c.store.cold_path = "/tmp";
        }},
+      {"store.device_bytes", [](CacheConfig& c) { c.store.residency = Residency::kHybrid; }},
       {"store.host_bytes",
        [](CacheConfig& c) {
          c.store.residency = Residency::kHost;

@@ -99,8 +99,7 @@ class Life {
 };
 
 class CApi : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, CApi, ::testing::Values(Residency::kDevice, Residency::kHost),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, CApi, kResidencies, name_of);
 
 TEST_P(CApi, AWholeLifeHasTheBitsOfTheCppApi) {
   const Directory directory;

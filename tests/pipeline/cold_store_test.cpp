@@ -84,7 +84,7 @@ TEST(ColdStore, HasTheBitsAndCountsOfAStoreInMemory) {
       const Story wanted = tell(config);
       config.store.residency = Residency::kAuto;
       Story story = tell(in_file(config, directory));
-      EXPECT_EQ(2 * story.stats.host_bytes, wanted.stats.host_bytes) << "the dense layer's";
+      EXPECT_EQ(story.stats.host_bytes, 0) << "a file is no memory";
       story.stats.host_bytes = wanted.stats.host_bytes;
       EXPECT_TRUE(same_bits(story.outputs, wanted.outputs)) << device_bytes;
       EXPECT_TRUE(same_bits(story.rows, wanted.rows));
@@ -264,20 +264,38 @@ TEST(ColdStore, NeedsADirectory) {
   EXPECT_NO_THROW(ClusterSelector{config}) << "has no rows to store";
 }
 
-TEST(ColdStore, NeedsMemoryForDenseLayersAlone) {
+TEST(ColdStore, NeedsNoMemoryForRowsInItsFile) {
   const Directory directory;
   CacheConfig config = config_of(Residency::kHost);
   const auto needs = [](const CacheConfig& c) {
     return ClusterKVCache::memory_needs(c, Backend::kCpu, {});
   };
   const MemoryNeeds warm = needs(config), cold = needs(in_file(config, directory));
-  EXPECT_EQ(cold.host_bytes, warm.host_bytes / 2) << "one layer of two is dense";
-  EXPECT_EQ(cold.file_bytes, warm.host_bytes / 2);
+  EXPECT_EQ(cold.host_bytes, 0U);
+  EXPECT_EQ(cold.file_bytes, warm.host_bytes);
   EXPECT_EQ(warm.file_bytes, 0U);
   EXPECT_EQ(cold.device_bytes, warm.device_bytes);
   config.store.host_bytes = warm.host_bytes / 2;
   EXPECT_LE(needs(config).host_bytes, warm.host_bytes / 2) << "fewer rows";
-  EXPECT_EQ(needs(in_file(config, directory)).host_bytes, cold.host_bytes) << "as many as before";
+  EXPECT_EQ(needs(in_file(config, directory)).file_bytes, cold.file_bytes) << "as many as before";
+}
+
+/// Some pages stay in memory, the others lie in the file.
+TEST(ColdStore, TakesWhatTheDeviceHasNoRoomFor) {
+  const Directory directory;
+  const Story wanted = tell(config_of(Residency::kDevice));
+  CacheConfig config = config_of(Residency::kHybrid);
+  for (const std::size_t device_bytes : {1, 1400000, 2000000}) {
+    config.store.device_bytes = device_bytes;
+    const Story in_memory = tell(config);
+    Story story = tell(in_file(config, directory));
+    EXPECT_TRUE(same_bits(story.outputs, wanted.outputs)) << device_bytes;
+    EXPECT_TRUE(same_bits(story.rows, wanted.rows)) << device_bytes;
+    EXPECT_EQ(story.saved, wanted.saved) << device_bytes;
+    story.stats.host_bytes = in_memory.stats.host_bytes;
+    EXPECT_EQ(std::memcmp(&story.stats, &in_memory.stats, sizeof story.stats), 0);
+    EXPECT_GT(story.stats.total.quad_misses, 0) << device_bytes;
+  }
 }
 
 }  // namespace

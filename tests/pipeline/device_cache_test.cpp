@@ -66,6 +66,17 @@ TEST_F(DeviceCacheTest, SameBitsWhereverRowsLie) {
   EXPECT_GT(small.driver.cache.stats().total.quads_in_place, 0);
 }
 
+TEST_F(DeviceCacheTest, AHybridTakesItsPagesOnTheDeviceFirst) {
+  DeviceCache host(device_config(Residency::kHost));
+  DeviceCache hybrid(device_config(Residency::kHybrid));
+  const Outputs wanted = live(host.driver);
+  EXPECT_TRUE(all_same_bits(live(hybrid.driver), wanted));
+  EXPECT_EQ(hybrid.driver.cache.stats().total.copied_bytes, 0);
+  EXPECT_TRUE(all_same_bits(live(hybrid.driver), wanted)) << "in the host store";
+  EXPECT_EQ(hybrid.driver.cache.stats().total.copied_bytes,
+            host.driver.cache.stats().total.copied_bytes);
+}
+
 TEST_F(DeviceCacheTest, SameBitsInAnyOrderOfStreams) {
   DeviceCache in_order(device_config());
   const Outputs wanted = live(in_order.driver);
@@ -318,7 +329,7 @@ class CountingMemory final : public MemoryResource {
 };
 
 TEST_F(DeviceCacheTest, TakesTheMemoryThatItSays) {
-  for (const Residency residency : {Residency::kHost, Residency::kDevice}) {
+  for (const Residency residency : {Residency::kHost, Residency::kDevice, Residency::kHybrid}) {
     const CacheConfig config = device_config(residency);
     CountingMemory memory;
     const ClusterKVCache cache(config, {.backend = Backend::kCuda, .memory = &memory});

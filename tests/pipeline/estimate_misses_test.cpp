@@ -273,8 +273,9 @@ TEST(EstimateMisses, NeedsRowsInTheHostStore) {
   CacheConfig config = config_with(8);
   for (const Residency residency : {Residency::kAuto, Residency::kDevice}) {
     config.store.residency = residency;
-    expect_error<ConfigError>([&] { ClusterKVCache cache(config); },
-                              "store.misses: kEstimateMisses, expected with Residency::kHost");
+    expect_error<ConfigError>(
+        [&] { ClusterKVCache cache(config); },
+        "store.misses: kEstimateMisses, expected with Residency::kHost or kHybrid");
     EXPECT_FALSE(ClusterKVCache::supports(config, Backend::kCpu).ok);
   }
   EXPECT_NO_THROW(ClusterSelector{config}) << "has no rows to transfer";

@@ -243,8 +243,7 @@ void compare(const CacheConfig& config, Faults faults = Faults::kOfMemory) {
 }
 
 class FaultInjectionIn : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, FaultInjectionIn,
-                         ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, FaultInjectionIn, kResidencies, name_of);
 
 TEST_P(FaultInjectionIn, AtEveryAllocationOfACacheLeavesItAsItWas) {
   if (!kCountsNews) GTEST_SKIP() << "a sanitizer has an operator new of its own";

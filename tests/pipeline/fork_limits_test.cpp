@@ -12,8 +12,7 @@ namespace clusterkv::testing {
 namespace {
 
 class Limits : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, Limits,
-                         ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, Limits, kResidencies, name_of);
 
 TEST_P(Limits, CountWhatIsSharedOnce) {
   Cache d(config_, {4, 1024, 0});

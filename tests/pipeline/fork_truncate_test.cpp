@@ -14,8 +14,7 @@ namespace {
 // ---------------------------------------------------------------------------------- truncate
 
 class Truncate : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, Truncate,
-                         ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, Truncate, kResidencies, name_of);
 
 TEST_P(Truncate, ToAnyLengthAnswersAsIfTheRestHadNeverCome) {
   for (const int length : kLengths) {
@@ -127,8 +126,7 @@ TEST_P(Truncate, GivesAllRowsBackAsTheyWere) {
 // -------------------------------------------------------------------------------------- fork
 
 class Fork : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, Fork, ::testing::Values(Residency::kDevice, Residency::kHost),
-                         name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, Fork, kResidencies, name_of);
 
 TEST_P(Fork, OfAnyLengthAnswersAsASequenceOfItsOwn) {
   for (const int length : kLengths) {

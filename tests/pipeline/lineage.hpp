@@ -21,6 +21,8 @@ inline CacheConfig config_of(Residency residency) {
   CacheConfig config = small_config(small_model(2, 6, 2));
   config.select.dense_layers = 1;
   config.store.residency = residency;
+  // 1 MiB of slots, and a page of 256 rows.
+  if (residency == Residency::kHybrid) config.store.device_bytes = 1400000;
   return config;
 }
 
@@ -36,8 +38,12 @@ Outputs go_on(Driver<Cache>& d, SequenceId id, int steps, int prompt = 0) {
 }
 
 inline std::string name_of(const ::testing::TestParamInfo<Residency>& residency) {
-  return residency.param == Residency::kHost ? "Host" : "Device";
+  return residency.param == Residency::kHost     ? "Host"
+         : residency.param == Residency::kHybrid ? "Hybrid"
+                                                 : "Device";
 }
+inline const auto kResidencies =
+    ::testing::Values(Residency::kDevice, Residency::kHost, Residency::kHybrid);
 
 /// Positions of the choice of each step, with its query.
 inline std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> choices(

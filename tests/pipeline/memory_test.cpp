@@ -54,11 +54,14 @@ class Ledger final : public MemoryResource {
   std::map<void*, std::pair<std::size_t, std::size_t>> live_;
 };
 
-enum class Place : std::uint8_t { kDevice, kHost, kFile };
+enum class Place : std::uint8_t { kDevice, kHost, kHybrid, kFile };
 
 CacheConfig config_of(Place place) {
   CacheConfig config = small_config(small_model(2, 6, 2));
-  config.store.residency = place == Place::kDevice ? Residency::kDevice : Residency::kHost;
+  config.store.residency = place == Place::kDevice   ? Residency::kDevice
+                           : place == Place::kHybrid ? Residency::kHybrid
+                                                     : Residency::kHost;
+  if (place == Place::kHybrid) config.store.device_bytes = 1400000;
   if (place == Place::kFile)
     config.store.cold_path = std::filesystem::temp_directory_path().string();
   config.select.dense_layers = 1;
@@ -104,7 +107,7 @@ TEST_P(Memory, NeedsAreWhatTheConstructorTakes) {
         EXPECT_EQ(ledger_.live_bytes, store_bytes(needs)) << max_tokens;
         EXPECT_EQ(needs.pinned_bytes, 0U);
         EXPECT_EQ(needs.workspace_pinned_bytes, 0U);
-        EXPECT_EQ(needs.host_bytes > 0, GetParam() != Place::kDevice);
+        EXPECT_EQ(needs.host_bytes > 0, GetParam() == Place::kHost || GetParam() == Place::kHybrid);
         EXPECT_EQ(needs.file_bytes > 0, GetParam() == Place::kFile);
       }
       {
@@ -279,11 +282,13 @@ TEST_P(Memory, DecodeStepsAllocateNothingAndLockNothing) {
 }
 
 std::string name_of(const ::testing::TestParamInfo<Place>& place) {
-  constexpr std::array kNames = {"Device", "Host", "File"};
+  constexpr std::array kNames = {"Device", "Host", "Hybrid", "File"};
   return kNames[static_cast<std::size_t>(place.param)];
 }
 INSTANTIATE_TEST_SUITE_P(Places, Memory,
-                         ::testing::Values(Place::kDevice, Place::kHost, Place::kFile), name_of);
+                         ::testing::Values(Place::kDevice, Place::kHost, Place::kHybrid,
+                                           Place::kFile),
+                         name_of);
 
 TEST(LiveTokens, BoundPendingTokensAndNotTheLength) {
   CacheConfig config = small_config(small_model());

@@ -96,12 +96,14 @@ inline CacheConfig draw_config(Random& random, Coverage& coverage) {
   config.select.tail_share = 1e-4F * static_cast<float>(pick("tail_share_e-4", {0, 1, 300}));
   config.select.dense_layers = pick("dense_layers", {0, 1, 4});
   config.select.dense_threshold = static_cast<float>(pick("dense_threshold", {0, 2}));
-  config.store.residency =
-      pick("residency", {Residency::kAuto, Residency::kDevice, Residency::kHost});
+  config.store.residency = pick(
+      "residency", {Residency::kAuto, Residency::kDevice, Residency::kHost, Residency::kHybrid});
   if (config.store.residency != Residency::kDevice && pick("cold_path", {0, 0, 1}) == 1) {
     config.store.cold_path = std::filesystem::temp_directory_path().string();
   }
-  config.store.device_bytes = static_cast<std::size_t>(pick("device_bytes", {0, 60000}));
+  const int device_bytes = pick("device_bytes", {0, 60000, 3000000});
+  const bool is_hybrid = config.store.residency == Residency::kHybrid;
+  config.store.device_bytes = static_cast<std::size_t>(is_hybrid ? device_bytes + 1 : device_bytes);
   config.store.retention = pick("retention", {Retention::kLru, Retention::kRetainSteps});
   config.store.retain_steps = pick("retain_steps", {1, 3});
   config.check_finite = pick("check_finite", {0, 1}) == 1;

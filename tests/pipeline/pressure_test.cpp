@@ -8,9 +8,9 @@
 namespace clusterkv::testing {
 namespace {
 
-/// Memory of one page of rows of both layers and KV heads.
+/// One page of rows of the layer that chooses, both KV heads.
 std::size_t page_bytes() {
-  return 2 * 2 * 256 * 2 * 64 * size_of(small_model_dtype);
+  return 2 * 256 * 2 * 64 * size_of(small_model_dtype);
 }
 
 CacheConfig config_with(std::size_t device_bytes, std::size_t host_bytes) {
@@ -126,6 +126,80 @@ TEST(HostPressure, RefusesToLoadWhatHasNoRoom) {
   expect_error<CapacityError>([&] { (void)poor.cache.load(read); }, "expected as many as fit");
   EXPECT_EQ(poor.cache.stats().held_bytes, 0);
   EXPECT_EQ(poor.cache.stats().live_sequences, 0);
+}
+
+// ------------------------------------------------------------------------------------- hybrid
+
+/// Of a sequence's budget of 32 rows, both layers and KV heads.
+std::size_t slots_bytes(int sequences) {
+  return static_cast<std::size_t>(sequences) * 32 * 4 * 4 * 2 * 64 * size_of(small_model_dtype);
+}
+
+CacheConfig hybrid_config(std::size_t pages) {
+  CacheConfig config = config_of(Residency::kHybrid);
+  config.store.device_bytes = slots_bytes(config.max_sequences) + pages * page_bytes();
+  return config;
+}
+
+TEST(Hybrid, TakesTheDeviceFirstThenTheHostStore) {
+  Driver<ClusterKVCache> d(hybrid_config(3));
+  const SequenceId a = d.add(1), b = d.add(2);
+  d.prefill(a, 700);  // three pages
+  go_on(d, a, 10);
+  const StepStats near = d.cache.stats().total;
+  EXPECT_EQ(near.quad_hits + near.quad_misses + near.quads_in_place, 0) << "read where they are";
+  EXPECT_EQ(d.cache.stats().host_bytes, 0);
+  d.prefill(b, 300);  // two more
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(2 * page_bytes()));
+  go_on(d, b, 10);
+  const StepStats far = d.cache.stats().total;
+  EXPECT_GT(far.quad_hits, 0);
+  EXPECT_GT(far.quad_misses, 0);
+  go_on(d, a, 10);
+  EXPECT_EQ(d.cache.stats().total.copied_bytes, far.copied_bytes);
+  // What the device has free again is taken first.
+  d.cache.remove(a);
+  const SequenceId c = d.add(3);
+  d.prefill(c, 300);
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(2 * page_bytes()));
+  go_on(d, c, 10);
+  EXPECT_EQ(d.cache.stats().total.copied_bytes, far.copied_bytes);
+}
+
+TEST(Hybrid, DividesDeviceBytesIntoSlotsAndPages) {
+  const auto needs = [](const CacheConfig& config) {
+    return ClusterKVCache::memory_needs(config, Backend::kCpu, {});
+  };
+  const CacheConfig device = config_of(Residency::kDevice), host = config_of(Residency::kHost);
+  const std::size_t rows = needs(host).host_bytes;
+  for (const std::size_t pages : {0, 1, 5}) {
+    EXPECT_EQ(needs(hybrid_config(pages)).host_bytes, rows - pages * page_bytes());
+    EXPECT_EQ(needs(hybrid_config(pages)).device_bytes,
+              needs(host).device_bytes + pages * page_bytes());
+  }
+  CacheConfig all = hybrid_config(0);
+  all.store.device_bytes = rows;
+  EXPECT_EQ(needs(all).host_bytes, 0U);
+  EXPECT_EQ(needs(all).device_bytes, needs(device).device_bytes) << "no slots";
+  CacheConfig few = hybrid_config(0), few_on_host = host;
+  few.store.device_bytes = few_on_host.store.device_bytes = 1;
+  EXPECT_EQ(needs(few).device_bytes, needs(few_on_host).device_bytes) << "one slot";
+}
+
+TEST(Hybrid, RefusesWhatNeitherHasRoomFor) {
+  CacheConfig config = hybrid_config(2);
+  config.store.host_bytes = page_bytes();
+  Driver<ClusterKVCache> d(config);
+  const SequenceId a = d.add(1), b = d.add(2);
+  d.prefill(a, 700);
+  const StepRow more{b, 200, 1, Phase::kPrefillLast};
+  expect_error<CapacityError>(
+      [&] {
+        d.cache.update(d.plan, {&more, 1});
+      },
+      "expected at most 0 (store.host_bytes)");
+  d.cache.remove(a);
+  EXPECT_NO_THROW(d.step({more}));
 }
 
 }  // namespace

@@ -54,8 +54,7 @@ std::vector<Outputs> tell_alone(const CacheConfig& config, int i) {
 }
 
 class RaggedBatch : public ::testing::TestWithParam<Residency> {};
-INSTANTIATE_TEST_SUITE_P(Residencies, RaggedBatch,
-                         ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, RaggedBatch, kResidencies, name_of);
 
 TEST_P(RaggedBatch, OfAnySizeGivesEachRowItsOwnBits) {
   const CacheConfig config = config_with(GetParam());

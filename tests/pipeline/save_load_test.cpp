@@ -59,8 +59,7 @@ SequenceId load(Driver<Cache>& d, const std::vector<std::byte>& bytes, std::uint
 }
 
 class SaveLoad : public Lineage {};
-INSTANTIATE_TEST_SUITE_P(Residencies, SaveLoad,
-                         ::testing::Values(Residency::kDevice, Residency::kHost), name_of);
+INSTANTIATE_TEST_SUITE_P(Residencies, SaveLoad, kResidencies, name_of);
 
 TEST_P(SaveLoad, ARestoredSequenceHasTheSameBits) {
   CacheConfig other_config = config_;

@@ -82,6 +82,7 @@ struct PoolCase {
   std::size_t padding = 0;  ///< bytes after each row of the store and of the slots
   std::uint32_t steps = 12;
   int max_transfers = kNoLimit;  ///< of all rows but the third
+  int near_pages = 0;            ///< of the store's
 };
 
 /// Lists of clusters and rows in memory of their own.
@@ -137,6 +138,7 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
         full_in_(std::vector<std::uint32_t>(kHeads, 0)),
         memory_(slots() * quad_bytes()),
         cpu_directory_(kHeads * num_quads()) {
+    if (GetParam().near_pages > 0) stored_.keep_near(GetParam().near_pages);
     stored_.fill(random_, 0, kQuads * kQuadRows);
     std::fill_n(directory_.data(), directory_.size(), kNoSlot);
     for (int head = 0; head < kHeads; ++head) {
@@ -203,7 +205,8 @@ class DeviceRecall : public testing::DeviceTest, public ::testing::WithParamInte
 };
 
 TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
-  const auto [num_slots, served, num_rows, dims, capacity, padding, steps, limit] = GetParam();
+  const auto [num_slots, served, num_rows, dims, capacity, padding, steps, limit, near_pages] =
+      GetParam();
   const int heads = kHeads * served;
   const auto entries = static_cast<std::size_t>(num_rows * heads * capacity);
   Lists device(num_rows, heads, capacity), cpu(num_rows, heads, capacity);
@@ -244,7 +247,7 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
         SlotPool& pool = cpu_[static_cast<std::size_t>(head)];
         pool.look_up({cpu.view.rows_of(row, head * served),
                       cpu.view.num_rows + lists.list(row, head * served), served, capacity,
-                      row == 2 ? kNoLimit : limit},
+                      row == 2 ? kNoLimit : limit, stored_.view().num_near},
                      step, retain_from[static_cast<std::size_t>(row)], plan);
         for (int i = 0; i < served; ++i) pool.leave_out(cpu.view, row, head * served + i, plan);
         pool.give_slots(step, plan);
@@ -262,6 +265,8 @@ TEST_P(DeviceRecall, SlotsHitsAndCopiesAreThoseOfTheCpu) {
     if (HasFatalFailure()) return;
   }
   EXPECT_EQ(left > 0, limit != kNoLimit);
+  const auto near_quads = static_cast<std::size_t>(near_pages * kPageRows / kQuadRows);
+  for (std::size_t quad = 0; quad < near_quads; ++quad) EXPECT_EQ(directory_[quad], kNoSlot);
 }
 
 std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
@@ -270,21 +275,21 @@ std::string name_of_pool(const ::testing::TestParamInfo<PoolCase>& info) {
          std::to_string(c.num_rows) + "_" + testing::name_of(c.dims) +
          (c.capacity > 1024 ? "_long" : "") + (c.padding > 0 ? "_padded" : "") +
          (c.max_transfers == kNoLimit ? "" : "_limit" + std::to_string(c.max_transfers)) +
-         (c.steps < 12 ? "_short" : "");
+         (c.steps < 12 ? "_short" : "") + (c.near_pages > 0 ? "_near" : "");
 }
 INSTANTIATE_TEST_SUITE_P(
     Ops, DeviceRecall,
-    ::testing::Values(PoolCase{400, 1, 1, 128}, PoolCase{60, 1, 1, 64}, PoolCase{3, 1, 2, 80},
-                      PoolCase{150, 1, 3, 96}, PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
-                      PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128},
-                      PoolCase{100, 1, 1, 64, 1100}, PoolCase{150, 1, 1, 80, 150, 32},
-                      PoolCase{150, 1, 1, 256, 150, 16}, PoolCase{12, 2, 2, 64, 60, 0, 2},
-                      PoolCase{150, 1, 1, {64, 96}}, PoolCase{60, 1, 2, {128, 256}},
-                      PoolCase{60, 1, 1, {80, 64}, 150, 16},
-                      PoolCase{400, 1, 4, 128, 150, 0, 12, 5},
-                      PoolCase{60, 4, 3, 64, 150, 0, 12, 20},
-                      PoolCase{120, 1, 2, 64, 150, 0, 24, 20},
-                      PoolCase{40, 2, 2, 64, 1100, 0, 12, 30}, PoolCase{3, 1, 2, 64, 60, 0, 2, 1}),
+    ::testing::Values(
+        PoolCase{400, 1, 1, 128}, PoolCase{60, 1, 1, 64}, PoolCase{3, 1, 2, 80},
+        PoolCase{150, 1, 3, 96}, PoolCase{90, 4, 2, 64}, PoolCase{1500, 2, 2, 64},
+        PoolCase{200, 1, 2, 256}, PoolCase{1, 1, 1, 128}, PoolCase{100, 1, 1, 64, 1100},
+        PoolCase{150, 1, 1, 80, 150, 32}, PoolCase{150, 1, 1, 256, 150, 16},
+        PoolCase{12, 2, 2, 64, 60, 0, 2}, PoolCase{150, 1, 1, {64, 96}},
+        PoolCase{60, 1, 2, {128, 256}}, PoolCase{60, 1, 1, {80, 64}, 150, 16},
+        PoolCase{400, 1, 4, 128, 150, 0, 12, 5}, PoolCase{60, 4, 3, 64, 150, 0, 12, 20},
+        PoolCase{120, 1, 2, 64, 150, 0, 24, 20}, PoolCase{40, 2, 2, 64, 1100, 0, 12, 30},
+        PoolCase{3, 1, 2, 64, 60, 0, 2, 1}, PoolCase{60, 2, 2, 128, 150, 16, 12, kNoLimit, 2},
+        PoolCase{60, 1, 3, 64, 150, 0, 12, 8, 2}),
     name_of_pool);
 
 }  // namespace

@@ -46,6 +46,19 @@ TEST(SlotPool, RowsOfOneQuadAreOneLookUp) {
   EXPECT_EQ(p.resolve({5, 9}, 2).hits, 2);
 }
 
+TEST(SlotPool, NearRowsAreNeitherLookedUpNorCounted) {
+  Pool p(10, 4);
+  const std::vector<std::uint32_t> rows = {20, 5, 7, 8, 6};
+  const std::int32_t count = 5;
+  p.copies.resize(rows.size());
+  RecallPlan plan{.copies = p.copies.data()};
+  p.pool.look_up({rows.data(), &count, 1, count, kNoLimit, 8}, 1, 0, plan);
+  p.pool.give_slots(1, plan);
+  EXPECT_EQ(plan.misses, 2) << "of rows 20 and 8";
+  EXPECT_EQ(p.directory[1], kNoSlot);
+  EXPECT_NE(p.directory[2], kNoSlot);
+}
+
 TEST(SlotPool, QuadsWithoutASlotAreReadInPlace) {
   Pool p(10, 2);
   const RecallPlan plan = p.resolve({0, 4, 8, 12}, 1);

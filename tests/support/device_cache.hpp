@@ -10,11 +10,12 @@
 
 namespace clusterkv::testing {
 
-/// Two layers, the first of them dense.
+/// Two layers, the first of them dense. A hybrid cache has slots, and one page of rows beside them.
 inline CacheConfig device_config(Residency residency = Residency::kHost) {
   CacheConfig config = small_config(small_model(2, 4, 2, 64));
   config.model.kv_dtype = DType::kF16;
   config.store.residency = residency;
+  if (residency == Residency::kHybrid) config.store.device_bytes = 700'000;
   config.select.dense_layers = 1;
   config.cluster.window_tokens = 12;
   return config;

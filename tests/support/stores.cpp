@@ -160,6 +160,12 @@ TestRows::TestRows(DType dtype, Dims dims, int num_kv_heads, std::int64_t num_ro
   memory_ = GuardedBytes(static_cast<std::size_t>(num_kv_heads) * view().head_stride);
 }
 
+void TestRows::keep_near(int num_pages) {
+  num_near_ = num_pages;
+  const RowStore store = view();
+  near_ = GuardedBytes(static_cast<std::size_t>(num_kv_heads_) * store.near_stride);
+}
+
 RowStore TestRows::view() {
   RowStore store;
   store.base = memory_.data();
@@ -170,6 +176,10 @@ RowStore TestRows::view() {
   store.dtype = dtype_;
   store.head_dim = dims_.key;
   store.value_dim = dims_.value;
+  if (num_near_ == 0) return store;
+  store.near = near_.data();
+  store.num_near = static_cast<std::uint32_t>(num_near_ * kPageRows);
+  store.near_stride = store.num_near * store.row_bytes + 2 * kPlanePadding;
   return store;
 }
 

@@ -108,6 +108,9 @@ class TestRows {
   TestRows(DType dtype, Dims dims, int num_kv_heads, std::int64_t num_rows, Random& random,
            std::size_t row_padding = kRowPadding);
 
+  /// From now on the first pages of the store lie apart from the others.
+  void keep_near(int num_pages);
+
   [[nodiscard]] RowStore view();
   [[nodiscard]] const std::uint32_t* pages() const { return pages_.data(); }
   [[nodiscard]] int num_pages() const { return num_pages_; }  ///< of the store, unused ones too
@@ -135,6 +138,8 @@ class TestRows {
   int num_pages_;
   std::vector<std::uint32_t> pages_;
   GuardedBytes memory_;
+  int num_near_ = 0;  ///< pages
+  GuardedBytes near_;
 };
 
 /// The index of one layer.

@@ -56,9 +56,12 @@ void add_replay_options(CLI::App& command, CommonOptions& o) {
           },
           "cpu or cuda")
       ->check(CLI::IsMember({"cpu", "cuda"}));
-  add_choice<Residency>(command, "--residency", r.residency,
-                        {{"device", Residency::kDevice}, {"host", Residency::kHost}},
-                        "Where clustered rows lie");
+  add_choice<Residency>(
+      command, "--residency", r.residency,
+      {{"device", Residency::kDevice}, {"host", Residency::kHost}, {"hybrid", Residency::kHybrid}},
+      "Where clustered rows lie");
+  command.add_option("--device-bytes", r.device_bytes,
+                     "Bytes of slots; with hybrid, of slots and rows that stay");
   command
       .add_option_function<std::string>(
           "--retain",

@@ -112,6 +112,7 @@ CacheConfig replay_config(const Trace& trace, const std::string& preset, int bud
   config.select.dense_layers = 0;
   config.select.dense_threshold = 0;
   apply(options.residency, config.store.residency);
+  apply(options.device_bytes, config.store.device_bytes);
   apply(options.tail, config.select.tail);
   apply(options.grouping, config.select.grouping);
   apply(options.tokens_per_cluster, config.cluster.tokens_per_cluster);

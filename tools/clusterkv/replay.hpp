@@ -22,6 +22,7 @@ struct ReplayOptions {
   std::vector<int> layers;    ///< model ids; empty: all of the trace
   std::optional<DType> rows;  ///< empty: the trace's
   std::optional<Residency> residency;
+  std::optional<std::size_t> device_bytes;
   std::optional<int> retain;  ///< steps; 0: LRU
   std::optional<Tail> tail;
   std::optional<HeadGrouping> grouping;

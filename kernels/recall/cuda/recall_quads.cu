@@ -124,7 +124,7 @@ class Recaller {
 #pragma unroll
       for (int i = 0; i < kPieces; ++i) {
         const int piece = first + i < count ? first + i : first;
-        const std::byte* from = p_.stored.row(
+        const std::byte* from = p_.stored.far_row(
             head_, copies_[piece / kParts].quad * kQuadRows + piece % kParts * kPieceRows);
 #pragma unroll
         for (int j = 0; j < kMine; ++j) {
@@ -167,11 +167,12 @@ class Recaller {
     return p_.lists.num_rows[p_.lists.list(row, head_ * served_ + list)];
   }
 
-  /// Quad of entry i of a list, if that is the first of its run; else kNoQuad.
+  /// Quad of entry i of a list, if that is the first of its run and not near; else kNoQuad.
   __device__ std::uint32_t new_quad(int row, int list, int i) const {
     const std::uint32_t* ids = p_.lists.rows_of(row, head_ * served_ + list);
     const std::uint32_t quad = quad_of(ids[i]);
-    return i > 0 && quad_of(ids[i - 1]) == quad ? kNoQuad : quad;
+    const bool is_known = p_.stored.is_near(ids[i]) || (i > 0 && quad_of(ids[i - 1]) == quad);
+    return is_known ? kNoQuad : quad;
   }
 
   __device__ std::uint32_t claim(int list, int i) const {
