@@ -3,6 +3,7 @@
 // Forks, cuts and failures of caches on the CUDA backend: on a device, or on the stand-in for its runtime.
 #include <gtest/gtest.h>
 
+#include "src/runtime/buffer.hpp"
 #include "tests/support/device_cache.hpp"
 #include "tests/support/errors.hpp"
 
@@ -31,7 +32,7 @@ SequenceId begin_with(Driver<ClusterKVCache>& driver, int steps) {
 }
 
 TEST_F(DeviceLifeTest, AForkAndItsParentAreTwins) {
-  for (const std::uint64_t seed : {0, 3}) {
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{3}, kSideStreamsLast}) {
     set_schedule(seed);
     for (const int steps : {1, 13}) {  // after 13 a window is being clustered
       // A child's page is copied from the device's only one to the host store.
@@ -56,13 +57,14 @@ TEST_F(DeviceLifeTest, ACutLeavesTheTokensBeforeIt) {
   config.store.device_bytes = 9'000'000;
   config.select.dense_threshold = 0;
   config.select.budget_tokens = 512;
-  for (const std::uint64_t seed : {0, 3}) {
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{3}, kSideStreamsLast}) {
     set_schedule(seed);
     for (const int length : {151, 100, 5}) {
       DeviceCache device(config);
       auto host = host_cache(config);
-      const SequenceId id = begin_with(device.driver, 15);
-      const SequenceId other = begin_with(host, 15);
+      const int steps = length == 100 ? 0 : 15;  // a prompt's segments may still be clustered
+      const SequenceId id = begin_with(device.driver, steps);
+      const SequenceId other = begin_with(host, steps);
       const SequenceId fork = device.driver.fork(id, length);
       device.driver.cache.truncate(id, length, device.driver.stream_or_own({}));
       host.cache.truncate(other, length);
@@ -87,7 +89,7 @@ TEST_F(DeviceLifeTest, AForkOfAPartIsACut) {
 
 /// The fork's first segment begins in the page that the parent's last one is being stored to.
 TEST_F(DeviceLifeTest, AForkIsSealedRightAfterItsParent) {
-  for (const std::uint64_t seed : {0, 3, 4}) {
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{3}, kSideStreamsLast}) {
     set_schedule(seed);
     DeviceCache device(device_config()), twin(device_config());
     const auto live_on = [](Driver<ClusterKVCache>& driver, bool forks) {
@@ -140,13 +142,13 @@ SequenceId load(Driver<ClusterKVCache>& driver, const Bytes& bytes) {
 }
 
 TEST_F(DeviceLifeTest, ARestoredSequenceHasTheSameBits) {
-  for (const std::uint64_t seed : {0, 3, 4}) {
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{3}, kSideStreamsLast}) {
     set_schedule(seed);
     for (const int steps : {0, 13}) {  // after 13 a window is being clustered
-      DeviceCache device(device_config());
       DeviceCache other(device_config(seed == 3 ? Residency::kHybrid : Residency::kDevice));
-      const SequenceId id = begin_with(device.driver, steps);
       begin_with(other.driver, 3);  // other pages are free
+      DeviceCache device(device_config());
+      const SequenceId id = begin_with(device.driver, steps);
       const Bytes bytes = save(device.driver, id);
       const SequenceId back = load(other.driver, bytes);
       const SequenceId beside = load(device.driver, bytes);
@@ -257,6 +259,45 @@ class ScarceMemory final : public MemoryResource {
   int left;
   int held = 0;
 };
+
+#ifdef CLUSTERKV_SIMT
+/// Is given memory back when nothing uses it any more.
+class QuietMemory final : public MemoryResource {
+ public:
+  void* allocate(std::size_t bytes, std::size_t alignment, Device device) override {
+    return on_device::device_memory().allocate(bytes, alignment, device);
+  }
+  void deallocate(void* data, std::size_t bytes, std::size_t alignment,
+                  Device device) noexcept override {
+    EXPECT_TRUE(::simt::is_idle());
+    on_device::device_memory().deallocate(data, bytes, alignment, device);
+  }
+};
+
+TEST_F(DeviceLifeTest, ACacheEndsWhenItsWorkIsDone) {
+  constexpr PlanLimits kLimits{.max_rows = 1, .max_new_tokens = 50};
+  const MemoryNeeds needs = ClusterKVCache::memory_needs(device_config(), Backend::kCuda, kLimits);
+  MemoryResource& memory = on_device::device_memory();
+  const runtime::Buffer scratch(memory, needs.workspace_bytes, "workspace", {Device::kCuda});
+  const runtime::Buffer pinned(memory, needs.workspace_pinned_bytes, "tables", {Device::kPinned});
+  const runtime::Buffer rows(memory, 50 * 2 * 64 * 2, "keys and values", {Device::kCuda});
+  const on_device::SideStream engine;
+  const Stream stream{Backend::kCuda, engine.get(), nullptr};
+  on_device::fill_async(rows.data(), 0, rows.bytes(), engine.get());
+  TensorView tensor = contiguous_view(rows.data(), DType::kF16, {50, 2, 64});
+  tensor.device = {Device::kCuda};
+  QuietMemory quiet;
+  {
+    ClusterKVCache cache(device_config(), {.backend = Backend::kCuda, .memory = &quiet});
+    const StepRow row{cache.add_sequence(), 50, 0, Phase::kPrefill};
+    const DecodePlan plan =
+        cache.plan({&row, 1}, kLimits,
+                   {scratch.data(), scratch.bytes(), pinned.data(), pinned.bytes()}, stream);
+    for (const int layer : {0, 1}) cache.append(layer, plan, tensor, tensor, stream);
+  }
+  EXPECT_TRUE(::simt::is_idle());
+}
+#endif
 
 TEST_F(DeviceLifeTest, AnyAllocationOfTheConstructorMayFail) {
   const CacheConfig config = device_config();

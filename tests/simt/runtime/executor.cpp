@@ -43,6 +43,10 @@ std::uint64_t seed() {
   return options.seed;
 }
 
+bool is_oldest_stream_first() {
+  return options.oldest_stream_first;
+}
+
 void report(const std::string& what) {
   if (reports.size() >= kMaxReports) return;
   if (std::find(reports.begin(), reports.end(), what) != reports.end()) return;

@@ -16,9 +16,9 @@
 #include <memory>
 #include <new>
 #include <random>
-#include <set>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include "clusterkv/error.hpp"
 #include "kernels/common/cuda/runtime.hpp"
@@ -53,6 +53,7 @@ struct Item {
 
 struct Stream {
   std::deque<Item> items;
+  bool is_destroyed = false;  ///< its work still runs
   std::shared_ptr<Capture> capture;
   std::size_t branch = 0;  ///< of the capture
 
@@ -69,8 +70,9 @@ struct Event {
   std::size_t recorded = 0;
 };
 
-std::set<Stream*>& streams() {
-  static std::set<Stream*> all;
+/// In the order in which they were made.
+std::vector<Stream*>& streams() {
+  static std::vector<Stream*> all;
   return all;
 }
 
@@ -132,6 +134,11 @@ DevicePages& device_pages() {
   return pages;
 }
 
+void forget(Stream* stream) {
+  std::erase(streams(), stream);
+  delete stream;
+}
+
 /// Runs one item of a stream that is ready, any of them; false if there is none.
 bool run_one() {
   std::vector<Stream*> ready;
@@ -139,12 +146,13 @@ bool run_one() {
     if (stream->is_ready()) ready.push_back(stream);
   }
   if (ready.empty()) return false;
-  // In order, the stream made last goes first: side streams run as late as they may with the engine's
-  // stream made after the cache, and as early as they may if before.
-  const std::size_t at = seed() == 0 ? ready.size() - 1 : random_engine()() % ready.size();
-  Item item = std::move(ready[at]->items.front());
-  ready[at]->items.pop_front();
+  const std::size_t in_order = is_oldest_stream_first() ? 0 : ready.size() - 1;
+  const std::size_t at = seed() == 0 ? in_order : random_engine()() % ready.size();
+  Stream* stream = ready[at];
+  Item item = std::move(stream->items.front());
+  stream->items.pop_front();
   if (item.work) device_pages().run(item.work);
+  if (stream->is_destroyed && stream->items.empty()) forget(stream);
   return true;
 }
 
@@ -188,6 +196,10 @@ void enqueue(void* stream, Work work) {
   }
   stream_of(stream)->items.push_back({std::move(work), {}});
   run_some();
+}
+
+bool is_idle() {
+  return std::ranges::all_of(streams(), [](const Stream* s) { return s->items.empty(); });
 }
 
 void begin_capture(void* stream) {
@@ -286,10 +298,7 @@ void wait_for(void* stream) {
 }
 
 void wait_for_all() {
-  ::simt::run_until([] {
-    return std::ranges::all_of(::simt::streams(),
-                               [](const ::simt::Stream* s) { return s->items.empty(); });
-  });
+  ::simt::run_until(::simt::is_idle);
 }
 
 bool is_capturing(void* stream) {
@@ -297,13 +306,13 @@ bool is_capturing(void* stream) {
 }
 
 SideStream::SideStream() : stream_(new ::simt::Stream) {
-  ::simt::streams().insert(stream_of(stream_));
+  ::simt::streams().push_back(stream_of(stream_));
 }
 
 SideStream::~SideStream() {
-  wait_for(stream_);
-  ::simt::streams().erase(stream_of(stream_));
-  delete stream_of(stream_);
+  ::simt::Stream* stream = stream_of(stream_);
+  stream->is_destroyed = true;
+  if (stream->items.empty()) ::simt::forget(stream);
 }
 
 Event::Event() : event_(new ::simt::Event) {}

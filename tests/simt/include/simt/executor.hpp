@@ -26,6 +26,9 @@ struct Options {
   /// 0: threads, warps and blocks in order, copies late. Else everything is drawn from this seed.
   std::uint64_t seed = 0;
   CopyMode copies = CopyMode::kLate;  ///< with seed 0
+  /// With seed 0, which stream's work runs while somebody waits: that of the stream made last, so that the
+  /// streams of a cache run as early as they may beside an engine's made before it; or first: as late.
+  bool oldest_stream_first = false;
   /// Share of checked memory accesses at which the thread gives way; 0 with seed 0.
   double preemption = 0.02;
 };
@@ -33,6 +36,7 @@ struct Options {
 void set_options(const Options& options);
 /// The one in use.
 std::uint64_t seed();
+bool is_oldest_stream_first();
 
 /// What went wrong since the last call, one line each; empty is good.
 std::vector<std::string> take_reports();

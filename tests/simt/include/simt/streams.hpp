@@ -16,6 +16,9 @@ using Work = std::function<void()>;
 /// \throws clusterkv::CudaError  if fail_at() said so
 void enqueue(void* stream, Work work);
 
+/// Whether no stream has work left.
+bool is_idle();
+
 /// The n-th launch, copy or record from here on fails, and all after it, as on a device that is lost: what
 /// was enqueued does not run. With 0 none fails from here on.
 void fail_at(int n);
