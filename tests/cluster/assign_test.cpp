@@ -58,7 +58,7 @@ TEST_P(Assign, MatchesReferenceExactlyOnIntegers) {
     const auto centroids = integer_rows(random, c, dim(), 1);
     Vec bias;
     for (int i = 0; i < c; ++i) bias.push_back(random.between(-4, 4) / 2.0);
-    EXPECT_EQ(labels(keys, centroids, bias), reference::assign(keys, centroids, bias).labels)
+    EXPECT_EQ(labels(keys, centroids, bias), reference::assign(keys, {centroids, bias}).labels)
         << n << " tokens, " << c << " clusters";
   }
 }
@@ -70,7 +70,7 @@ TEST_P(Assign, MatchesReferenceUpToNearTies) {
   const auto centroids = normal_rows(random, c, dim());
   const auto keys = Keys(GetParam(), normal_rows(random, 200, dim()), random).exact;
   const Vec bias(static_cast<std::size_t>(c), 0.25);
-  const auto want = reference::assign(keys, centroids, bias).labels;
+  const auto want = reference::assign(keys, {centroids, bias}).labels;
   const auto got = labels(keys, centroids, bias);
   int different = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {

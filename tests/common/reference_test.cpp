@@ -49,13 +49,13 @@ TEST(ReferenceNumeric, EncodesToNearestTiesToEven) {
 TEST(ReferenceCluster, AssignsTiesToTheLowestId) {
   const std::vector<Vec> keys = {{2, 0}, {0, 0}, {-1, 0}};
   const std::vector<Vec> centroids = {{0, 1}, {1, 0}, {1, 0}};
-  const auto got = reference::assign(keys, centroids, {0, 0, 0});
+  const auto got = reference::assign(keys, {centroids, {0, 0, 0}});
   EXPECT_EQ(got.labels, (std::vector<int>{1, 0, 0}));
-  EXPECT_EQ(reference::assign({{2, 0}}, centroids, {0, 3, 1}).labels, (std::vector<int>{2}));
+  EXPECT_EQ(reference::assign({{2, 0}}, {centroids, {0, 3, 1}}).labels, (std::vector<int>{2}));
 }
 
 TEST(ReferenceCluster, SmallestGapIsRelativeToTheLargestScore) {
-  const auto got = reference::assign({{4, 0}}, {{1, 0}, {0.75, 0}, {-2, 0}}, {0, 0, 0});
+  const auto got = reference::assign({{4, 0}}, {{{1, 0}, {0.75, 0}, {-2, 0}}, {0, 0, 0}});
   EXPECT_DOUBLE_EQ(got.smallest_gap, 1.0 / 8);
 }
 

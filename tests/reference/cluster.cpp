@@ -8,8 +8,20 @@
 
 namespace clusterkv::reference {
 
-Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroids,
-                  const Vec& bias) {
+namespace {
+
+/// Sum of |key_d| slack_d.
+double slack_of(const Vec& key, const Packed& packed, std::size_t c) {
+  double sum = 0;
+  if (packed.slack.empty()) return sum;
+  for (std::size_t d = 0; d < key.size(); ++d) sum += std::abs(key[d]) * packed.slack[c][d];
+  return sum;
+}
+
+}  // namespace
+
+Assignment assign(const std::vector<Vec>& keys, const Packed& packed) {
+  const auto& [centroids, bias, slack] = packed;
   Assignment result;
   for (const Vec& key : keys) {
     Vec scores;
@@ -17,33 +29,39 @@ Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroid
       scores.push_back(dot(key, centroids[c]) - bias[c]);
     }
     const auto best = std::max_element(scores.begin(), scores.end());
-    result.labels.push_back(static_cast<int>(best - scores.begin()));
+    const auto chosen = static_cast<std::size_t>(best - scores.begin());
+    result.labels.push_back(static_cast<int>(chosen));
     // Equal centroids tie in any arithmetic, so they do not count as close.
-    const auto chosen = static_cast<std::size_t>(result.labels.back());
-    const auto is_twin = [&](std::size_t c) {
-      return centroids[c] == centroids[chosen] && bias[c] == bias[chosen];
-    };
-    double second = -std::numeric_limits<double>::infinity();
+    double gap = std::numeric_limits<double>::infinity();
     double largest = 1e-30;
-    for (auto it = scores.begin(); it != scores.end(); ++it) {
-      const auto c = static_cast<std::size_t>(it - scores.begin());
-      if (!is_twin(c)) second = std::max(second, *it);
-      largest = std::max(largest, std::abs(*it));
+    for (std::size_t c = 0; c < scores.size(); ++c) {
+      largest = std::max(largest, std::abs(scores[c]));
+      if (centroids[c] == centroids[chosen] && bias[c] == bias[chosen]) continue;
+      gap = std::min(gap, *best - scores[c] - slack_of(key, packed, c));
     }
-    result.smallest_gap = std::min(result.smallest_gap, (*best - second) / largest);
+    gap -= slack_of(key, packed, chosen);
+    result.smallest_gap = std::min(result.smallest_gap, gap / largest);
   }
   return result;
 }
 
-Packed pack(const std::vector<Vec>& centroids, Metric metric) {
+Packed pack(const std::vector<Vec>& centroids, Metric metric, DType dtype) {
   Packed packed;
   for (Vec centroid : centroids) {
     const double square = dot(centroid, centroid);
     if (metric == Metric::kCosine) {
       for (double& x : centroid) x /= std::max(std::sqrt(square), 1e-12);
     }
-    packed.centroids.push_back(centroid);
     packed.bias.push_back(metric == Metric::kL2 ? square / 2 : 0.0);
+    if (dtype != DType::kF32) {
+      Vec slack;
+      for (double& x : centroid) {
+        slack.push_back(slack_of_rounding(dtype, x));
+        x = rounded(dtype, x);
+      }
+      packed.slack.push_back(slack);
+    }
+    packed.centroids.push_back(centroid);
   }
   return packed;
 }
@@ -74,13 +92,12 @@ std::vector<int> order_of(const std::vector<int>& labels) {
 }
 
 Assignment kmeans(const std::vector<Vec>& keys, const std::vector<int>& starts, Metric metric,
-                  int iterations) {
+                  int iterations, DType dtype) {
   std::vector<Vec> centroids;
   for (const int token : starts) centroids.push_back(keys[static_cast<std::size_t>(token)]);
   Assignment result;
   for (int i = 0; i < iterations; ++i) {
-    const Packed packed = pack(centroids, metric);
-    const Assignment step = assign(keys, packed.centroids, packed.bias);
+    const Assignment step = assign(keys, pack(centroids, metric, dtype));
     result.labels = step.labels;
     result.smallest_gap = std::min(result.smallest_gap, step.smallest_gap);
     centroids = update(keys, result.labels, centroids);

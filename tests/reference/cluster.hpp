@@ -18,15 +18,18 @@ struct Assignment {
   double smallest_gap = 1;
 };
 
-/// labels[i] = argmax_c keys[i].centroids[c] - bias[c], ties to the lowest id.
-Assignment assign(const std::vector<Vec>& keys, const std::vector<Vec>& centroids, const Vec& bias);
-
 /// Centroids as the metric compares them, and their bias.
 struct Packed {
   std::vector<Vec> centroids;
   Vec bias;
+  /// How far an element may be from another one's, where fp32 may round it the other way; empty: nowhere.
+  std::vector<Vec> slack = {};
 };
-Packed pack(const std::vector<Vec>& centroids, Metric metric);
+/// Centroids are rounded to `dtype`.
+Packed pack(const std::vector<Vec>& centroids, Metric metric, DType dtype = DType::kF32);
+
+/// labels[i] = argmax_c keys[i].centroids[c] - bias[c], ties to the lowest id.
+Assignment assign(const std::vector<Vec>& keys, const Packed& packed);
 
 /// Means of the keys of each label; a label without keys keeps its centroid.
 std::vector<Vec> update(const std::vector<Vec>& keys, const std::vector<int>& labels,
@@ -35,8 +38,8 @@ std::vector<Vec> update(const std::vector<Vec>& keys, const std::vector<int>& la
 /// Tokens by (label, position).
 std::vector<int> order_of(const std::vector<int>& labels);
 
-/// K-means from the tokens `starts`.
+/// K-means from the tokens `starts`. Keys are compared with centroids rounded to `dtype`.
 Assignment kmeans(const std::vector<Vec>& keys, const std::vector<int>& starts, Metric metric,
-                  int iterations);
+                  int iterations, DType dtype = DType::kF32);
 
 }  // namespace clusterkv::reference

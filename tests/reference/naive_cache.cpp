@@ -58,8 +58,9 @@ bool is_near_middle(double x, double step) {
 
 }  // namespace
 
-NaiveCache::NaiveCache(const CacheConfig& config)
+NaiveCache::NaiveCache(const CacheConfig& config, bool rounds)
     : config_(config),
+      operands_(rounds ? config.model.kv_dtype : DType::kF32),
       scale_(config.model.softmax_scale > 0 ? config.model.softmax_scale
                                             : 1 / std::sqrt(config.model.head_dim)),
       value_dim_(at(config.model.value_dim == 0 ? config.model.head_dim : config.model.value_dim)) {
@@ -227,8 +228,8 @@ NaiveSegment NaiveCache::cluster(const Sequence& s, int layer, int kv_head,
     }
   }
   starts.resize(at(sealing.num_clusters));
-  const reference::Assignment assignment =
-      reference::kmeans(keys, {starts.begin(), starts.end()}, c.metric, c.kmeans_iterations);
+  const reference::Assignment assignment = reference::kmeans(
+      keys, {starts.begin(), starts.end()}, c.metric, c.kmeans_iterations, operands_);
   const reference::IndexedSegment indexed =
       reference::index_segment(keys, values, assignment.labels);
   NaiveSegment segment{{}, indexed.profile, indexed.value_sum, assignment.smallest_gap};
@@ -405,9 +406,11 @@ NaiveOutput NaiveCache::attend(SequenceId id, int layer, int kv_head, const Vec&
   const Sequence& s = sequences_.at(id);
   const std::vector<Member> all = members(s, layer, kv_head);
   std::vector<reference::Term> terms;
+  Vec operand = query;
+  for (double& x : operand) x = reference::rounded(operands_, x);
   const auto add_row = [&](int token) {
     const Row& r = s.rows[at(layer)][at(token)][at(kv_head)];
-    const double logit = scale_ * reference::dot(query, r.key);
+    const double logit = scale_ * reference::dot(operand, r.key);
     terms.push_back({reference::soft_capped(logit, config_.model.logit_softcap), 1, r.value});
   };
   const int first_pending = is_dense_layer(layer) ? sinks(s) : std::max(sinks(s), s.visible_end);

@@ -55,7 +55,9 @@ struct NaiveOutput {
 
 class NaiveCache {
  public:
-  explicit NaiveCache(const CacheConfig& config);
+  /// \param rounds  whether queries that meet rows, and centroids that meet keys, are rounded to the rows'
+  ///                dtype, as matrix units want them
+  explicit NaiveCache(const CacheConfig& config, bool rounds = false);
 
   struct Row {
     Vec key, value;
@@ -144,6 +146,7 @@ class NaiveCache {
                                        const std::vector<Vec>& judges) const;
 
   CacheConfig config_;
+  DType operands_;  ///< kF32: not rounded
   double scale_;
   std::size_t value_dim_;
   std::map<SequenceId, Sequence> sequences_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/reference/numeric.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -49,6 +50,16 @@ double rounded(DType dtype, double value) {
   if (dtype == DType::kF16) return decode(kF16Format, encode(kF16Format, value));
   if (dtype == DType::kBF16) return decode(kBF16Format, encode(kBF16Format, value));
   return static_cast<float>(value);
+}
+
+double slack_of_rounding(DType dtype, double value) {
+  const int mantissa_bits = (dtype == DType::kF16 ? kF16Format : kBF16Format).mantissa_bits;
+  const int exponent =
+      std::max(std::ilogb(std::max(std::abs(value), 1e-30)), dtype == DType::kF16 ? -14 : -126);
+  const double step = std::ldexp(1.0, exponent - mantissa_bits);
+  const double ratio = value / step;
+  constexpr double kMiddle = 2e-3;  // fp32 errs by 1e-6 of a value: 1e-3 of a step of f16
+  return std::abs(ratio - std::floor(ratio) - 0.5) < kMiddle ? step : 0;
 }
 
 double dot(const Vec& a, const Vec& b) {

@@ -27,6 +27,10 @@ std::uint16_t encode(SmallFloat format, double value);
 /// `value` as a row of `dtype` holds it.
 double rounded(DType dtype, double value);
 
+/// A step of a half-precision format where `value` is so near the middle of two that fp32, which computed it with
+/// some rounding of its own, may round it the other way; else 0.
+double slack_of_rounding(DType dtype, double value);
+
 double dot(const Vec& a, const Vec& b);
 
 }  // namespace clusterkv::reference

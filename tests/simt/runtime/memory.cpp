@@ -19,7 +19,7 @@ constinit Region watched[2];
 
 namespace {
 
-constexpr std::size_t kArenaBytes = std::size_t{1} << 29;
+constexpr std::size_t kArenaBytes = std::size_t{1} << 31;
 constexpr std::size_t kGranule = 128;  ///< allocations begin at multiples of it
 constexpr std::size_t kGap = 128;      ///< bytes nobody owns between two allocations
 constexpr std::size_t kSmall = 4096;   ///< up to here each number of granules has its own list
