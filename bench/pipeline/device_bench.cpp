@@ -23,6 +23,34 @@ void layer_step(benchmark::State& state, bool host_rows) {
   });
 }
 
+/// The same where quads are missing. Axes: per cent of the rows in device memory, as kHybrid has them, and of the
+/// others' quads in slots. A launch that takes quads from their slots is measured with it.
+void recalled_step(benchmark::State& state) {
+  const SceneShape shape{
+      .host_rows = true, .near_percent = static_cast<int>(state.range(0)), .layers = 4};
+  const int missing = 100 - static_cast<int>(state.range(1));
+  const DecodeScene& scene = scene_of(shape);
+  const auto run = [&](void* stream) {
+    for (int i = 0; i < scene.layers(); ++i) {
+      scene.score(i, stream);
+      scene.select(i, stream);
+      scene.drop(i, stream, missing);
+      scene.recall(i, stream);
+      scene.attend(i, stream);
+    }
+  };
+  run(nullptr);
+  double bytes = 0;
+  for (int i = 0; i < scene.layers(); ++i) bytes += scene.recalled_bytes(i);
+  measure(state, {.link_bytes = bytes, .layers = scene.layers()}, run);
+}
+BENCHMARK(recalled_step)
+    ->Name("pipeline/layer/cuda/by_residency_and_hits")
+    ->ArgNames({"near", "hits"})
+    ->ArgsProduct({{0, 50}, {0, 90, 100}})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+
 void contexts(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"context", "batch"})->UseManualTime()->Unit(benchmark::kMicrosecond);
   for (const int context : {4096, 32768, 131072, 1048576}) bench->Args({context, 1});

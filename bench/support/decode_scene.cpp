@@ -48,6 +48,20 @@ std::size_t quads_of(const SceneShape& shape) {
   return shape.host_rows ? rows_of(shape) / kQuadRows : 1;
 }
 
+std::size_t near_rows_of(const SceneShape& shape) {
+  return rows_of(shape) / kPageRows * static_cast<std::size_t>(shape.near_percent) / 100 *
+         kPageRows;
+}
+std::vector<on_device::QuadRange> dropped_by_percent(const SceneShape& shape) {
+  const std::size_t near = near_rows_of(shape) / kQuadRows;
+  std::vector<on_device::QuadRange> ranges;
+  for (std::size_t percent = 0; percent <= 100; ++percent) {
+    const std::size_t count = (quads_of(shape) - near) * percent / 100;
+    ranges.push_back({static_cast<std::uint32_t>(near), static_cast<std::uint32_t>(count)});
+  }
+  return ranges;
+}
+
 std::vector<float> random_floats(std::size_t count, float low, float high) {
   std::mt19937 random(3);
   std::uniform_real_distribution<float> uniform(low, high);
@@ -113,6 +127,7 @@ DecodeScene::Layer::Layer(const SceneShape& s)
       offset(make_offsets(s)),
       used(std::vector<std::int32_t>(kHeads * segments_of(s), kClusters)),
       stored(kHeads * rows_of(s) * 2 * kDim, s.host_rows ? Place::kPinned : Place::kDevice),
+      near(kHeads * near_rows_of(s) * 2 * kDim),
       live(kHeads * live_rows(s) * 2 * kDim),
       ids(entries_of(s)),
       row_counts(entries_of(s)),
@@ -136,6 +151,7 @@ DecodeScene::Layer::Layer(const SceneShape& s)
   spread.fill(random_floats(spread.size(), 0.0F, 0.3F));
   profile.fill(random_floats(profile.size(), 0.5F, 1.5F));
   stored.fill(random_bf16(stored.size()));
+  if (near.size() > 0) near.fill(random_bf16(near.size()));
   live.fill(random_bf16(live.size()));
 }
 
@@ -164,7 +180,8 @@ DecodeScene::DecodeScene(SceneShape shape)
       lse_(static_cast<std::size_t>(shape.batch * kQHeads)),
       keep_all_(static_cast<std::size_t>(shape.batch)),
       keep_none_(std::vector<std::uint32_t>(static_cast<std::size_t>(shape.batch), kNoSlot)),
-      plan_numbers_({0, 1, 2, 3}) {
+      plan_numbers_({0, 1, 2, 3}),
+      dropped_(dropped_by_percent(shape)) {
   for (int i = 0; i < shape_.layers; ++i) layers_.push_back(std::make_unique<Layer>(shape_));
   const std::size_t blocks = sequence_blocks(shape_);
   const std::size_t segments = segments_of(shape_) / static_cast<std::size_t>(shape_.batch);
@@ -238,6 +255,15 @@ RowStore DecodeScene::rows(const Buffer<std::uint16_t>& memory) const {
   return store;
 }
 
+RowStore DecodeScene::stored_rows(const Layer& layer) const {
+  RowStore store = rows(layer.stored);
+  const RowStore near = rows(layer.near);
+  store.near = near.base;
+  store.near_stride = near.head_stride;
+  store.num_near = static_cast<std::uint32_t>(near_rows_of(shape_));
+  return store;
+}
+
 SelectionLists DecodeScene::lists(const Layer& layer) const {
   return {kHeads,
           shape_.budget,
@@ -286,9 +312,14 @@ void DecodeScene::select(int layer, void* stream) const {
 void DecodeScene::recall(int layer, void* stream, std::uint32_t plan,
                          const Buffer<std::uint32_t>& retain_from) const {
   const Layer& l = *layers_[static_cast<std::size_t>(layer)];
-  on_device::recall_quads({pools(l), rows(l.stored), lists(l), retain_from.data(), l.copies.data(),
+  on_device::recall_quads({pools(l), stored_rows(l), lists(l), retain_from.data(), l.copies.data(),
                            l.counts.data(), shape_.batch, kHeads, plan_numbers_.data() + plan},
                           stream);
+}
+
+void DecodeScene::drop(int layer, void* stream, int percent) const {
+  const Layer& l = *layers_[static_cast<std::size_t>(layer)];
+  on_device::drop_quads(pools(l), kHeads, dropped_.data() + percent, 1, stream);
 }
 
 void DecodeScene::attend(int layer, void* stream, bool dense) const {
@@ -296,7 +327,7 @@ void DecodeScene::attend(int layer, void* stream, bool dense) const {
   attend::AttendParams p{};
   p.rows = views_.data();
   p.query = query_.data();
-  p.stored = rows(l.stored);
+  p.stored = stored_rows(l);
   p.live = rows(l.live);
   if (shape_.host_rows) {
     const on_device::SlotPools pool = pools(l);

@@ -21,6 +21,7 @@ struct SceneShape {
   int batch = 1;
   int budget = 512;
   bool host_rows = false;  ///< rows in pinned host memory, behind slots
+  int near_percent = 0;    ///< of them in device memory all the same, as kHybrid has them
   /// Layers of their own data, so that none is in a cache from the run before; 0: as many as needed.
   int layers = 0;
 
@@ -42,6 +43,8 @@ class DecodeScene {
   void recall_again(int layer, void* stream, std::uint32_t plan) const {
     recall(layer, stream, plan, keep_none_);
   }
+  /// Takes so many of a hundred quads of the host store from their slots: the next recall copies those chosen.
+  void drop(int layer, void* stream, int percent) const;
   void attend(int layer, void* stream, bool dense = false) const;
 
   [[nodiscard]] int layers() const { return shape_.layers; }
@@ -57,7 +60,7 @@ class DecodeScene {
     Buffer<float> scale, spread, profile;
     Buffer<std::uint32_t> offset;
     Buffer<std::int32_t> used;
-    Buffer<std::uint16_t> stored, live;
+    Buffer<std::uint16_t> stored, near, live;
     Buffer<std::int32_t> ids, row_counts, num_clusters, num_rows;
     Buffer<std::uint32_t> row_ids;
     // Slots.
@@ -76,6 +79,7 @@ class DecodeScene {
   }
   [[nodiscard]] IndexStore index(const Layer& layer) const;
   [[nodiscard]] RowStore rows(const Buffer<std::uint16_t>& memory) const;
+  [[nodiscard]] RowStore stored_rows(const Layer& layer) const;
   [[nodiscard]] SelectionLists lists(const Layer& layer) const;
   [[nodiscard]] on_device::SlotPools pools(const Layer& layer) const;
   [[nodiscard]] on_device::PlanShape plan(void* stream) const;
@@ -96,7 +100,8 @@ class DecodeScene {
   Buffer<attend::PartialHead> partials_;
   Buffer<float> outputs_, out_, lse_;
   Buffer<std::uint32_t> keep_all_, keep_none_;
-  Buffer<std::uint32_t> plan_numbers_;  ///< i at place i
+  Buffer<std::uint32_t> plan_numbers_;    ///< i at place i
+  Buffer<on_device::QuadRange> dropped_;  ///< for i per cent at place i
 };
 
 /// Makes a scene once; keeps the last one only.
