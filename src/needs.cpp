@@ -120,7 +120,7 @@ CacheConfig checked_config(const CacheConfig& config, Backend backend, Rows rows
                       result.max_sequences);
   }
   const StoreConfig& store = result.store;
-  if (runtime::has_host_store(result) && store.host_bytes > 0 && store.cold_path.empty()) {
+  if (runtime::capacity_of(result).host_is_bound) {
     const std::size_t page = runtime::row_page_bytes(result);
     if (page > store.host_bytes) {
       fail<ConfigError>("store.host_bytes: {}, expected 0 or at least the {} of {} tokens",

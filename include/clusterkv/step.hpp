@@ -46,9 +46,11 @@ struct PlanLimits {
 /// Bytes that a cache and one plan will take, known before anything is made. The stores are
 /// reserved in full; host memory costs real pages only as tokens arrive.
 struct MemoryNeeds {
-  std::size_t device_bytes = 0;  ///< index, sinks, pending tokens, slots; on the CPU: host memory
+  /// Index, sinks, pending tokens, slots; rows of dense layers, and those that Residency leaves on the device.
+  /// With the CPU backend in host memory.
+  std::size_t device_bytes = 0;
   std::size_t pinned_bytes = 0;  ///< host store of the CUDA backend
-  std::size_t host_bytes = 0;    ///< host store of the CPU backend, kHost and kHybrid
+  std::size_t host_bytes = 0;    ///< host store of the CPU backend, unless in a file
   std::size_t file_bytes = 0;    ///< file of store.cold_path
   std::size_t workspace_bytes = 0;
   std::size_t workspace_pinned_bytes = 0;

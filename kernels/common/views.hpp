@@ -79,7 +79,7 @@ struct RowStore {
   int value_dim = 0;
   std::byte* near = nullptr;    ///< of row 0
   std::size_t near_stride = 0;  ///< bytes from plane to plane of `near`
-  std::uint32_t num_near = 0;
+  std::uint32_t num_near = 0;   ///< above 0 there are slots, for rows that are not
 
   /// From a row to its value, and that value's length.
   CLUSTERKV_HD std::size_t key_bytes() const {

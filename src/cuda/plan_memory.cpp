@@ -41,7 +41,7 @@ Scratch carve_scratch(Carver& carver, const CacheConfig& config, const PlanLimit
   carve_select(carver, config, limits, s);
   s.unwanted = carve_lists(carver, config, limits);
   s.attend_arrived = carver.take<std::uint32_t>(Size(limits.max_rows) * s.lists.selection_heads);
-  if (limits.prefetch && runtime::has_host_store(config)) {
+  if (limits.prefetch && runtime::capacity_of(config).slots > 0) {
     static_cast<StepScratch&>(s.ahead) = carve_choice(carver, config, limits);
     carve_select(carver, config, limits, s.ahead);
   }

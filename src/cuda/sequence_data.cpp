@@ -23,7 +23,7 @@ void CudaStages::copy_pages(std::span<const PageCopy> rows, std::span<const Page
               stream.handle);
   }
   for (const PageCopy& copy : rows) {
-    for_each_kind([&](int first, int num_layers) {
+    for_each_layer_kind([&](int first, int num_layers) {
       copy_page(stored_.layer(first), index_.positions(first), index_.positions_stride(),
                 {copy.from, copy.to, copy.num_rows}, num_layers * model_.num_kv_heads,
                 stream.handle);
@@ -42,7 +42,7 @@ void CudaStages::restore_rows(const RestoredRows& rows, const Stream& stream) {
   copy_async(row_pages, rows.row_pages, from * sizeof(std::uint32_t), stream.handle);
   copy_async(live_pages, rows.live_pages, pages(rows.num_tokens) * sizeof(std::uint32_t),
              stream.handle);
-  for_each_kind([&](int first, int num_layers) {
+  for_each_layer_kind([&](int first, int num_layers) {
     ops::restore_rows({.stored = stored_.layer(first),
                        .live = live_.layer(first),
                        .positions = index_.positions(first),

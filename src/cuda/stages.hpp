@@ -65,9 +65,9 @@ class CudaStages final : public Stages {
     std::int64_t clusters;
   };
 
-  /// visit(first, count) for dense layers, and for the others: rows of a kind lie in one arena.
+  /// visit(first, count) for dense layers, and for the others: planes of a kind follow each other.
   template <class Visit>
-  void for_each_kind(const Visit& visit) const {
+  void for_each_layer_kind(const Visit& visit) const {
     if (num_dense_ > 0) visit(0, num_dense_);
     if (num_dense_ < model_.num_layers) visit(num_dense_, model_.num_layers - num_dense_);
   }

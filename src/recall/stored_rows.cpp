@@ -26,8 +26,9 @@ std::int64_t near_pages(const CacheConfig& config, std::int64_t num_pages) {
   return std::min(num_pages, runtime::capacity_of(config).near_pages);
 }
 
-std::unique_ptr<runtime::ColdFile> open_file(const CacheConfig& config) {
-  if (config.store.cold_path.empty()) return nullptr;
+/// None where no rows go to it.
+std::unique_ptr<runtime::ColdFile> open_file(const CacheConfig& config, std::int64_t num_pages) {
+  if (StoredRows::bytes(config, num_pages).file == 0) return nullptr;
   return std::make_unique<runtime::ColdFile>(config.store.cold_path);
 }
 
@@ -49,7 +50,7 @@ StoredRows::StoredRows(const CacheConfig& config, std::int64_t num_pages, Memory
       num_near_(near_pages(config, num_pages)),
       dense_(dense_layers(config), num_pages, memory, "row store of dense layers", near),
       near_(other_layers(config), num_near_, memory, "row store", near),
-      file_(open_file(config)),
+      file_(open_file(config, num_pages)),
       far_(other_layers(config), num_pages - num_near_,
            file_ == nullptr ? memory : static_cast<MemoryResource&>(*file_), "host store", far) {}
 

@@ -55,25 +55,24 @@ void divide_rows(const CacheConfig& config, Capacity& capacity) {
   const std::int64_t wanted = std::int64_t{config.max_sequences} * config.select.budget_tokens *
                               (capacity.selection_heads / m.num_kv_heads);
   const std::int64_t asked = std::max<std::int64_t>(1, fit(store.device_bytes, slot_bytes));
+  const bool is_bound = store.host_bytes > 0 && store.cold_path.empty();
+  const std::int64_t most = is_bound ? fit(store.host_bytes, page_bytes) : capacity.row_pages;
+  constexpr std::int64_t kPageQuads = kPageRows / kQuadRows;
   capacity.near_pages = 0;
   capacity.slots = store.device_bytes == 0 ? wanted : asked;
   if (store.residency == Residency::kHybrid) {
     // Slots first: rows on the device save no more than their own transfers.
-    capacity.slots = std::min(asked, wanted);
+    capacity.slots = std::min({asked, wanted, std::min(most, capacity.row_pages) * kPageQuads});
     const std::size_t slots = static_cast<std::size_t>(capacity.slots) * slot_bytes;
     const std::int64_t all = fit(store.device_bytes, page_bytes);
     const std::int64_t rest =
         fit(store.device_bytes - std::min(store.device_bytes, slots), page_bytes);
-    capacity.near_pages = all >= capacity.row_pages ? capacity.row_pages : rest;
+    capacity.near_pages = std::min(all >= capacity.row_pages ? all : rest, capacity.row_pages);
   }
-  std::int64_t far_pages = capacity.row_pages - capacity.near_pages;
-  if (store.host_bytes > 0 && store.cold_path.empty()) {
-    const std::int64_t most = fit(store.host_bytes, page_bytes);
-    capacity.host_is_bound = most < far_pages;
-    far_pages = std::min(far_pages, most);
-    capacity.row_pages = capacity.near_pages + far_pages;
-  }
-  capacity.slots = std::min(far_pages * kPageRows / kQuadRows, capacity.slots);
+  const std::int64_t far_pages = capacity.row_pages - capacity.near_pages;
+  capacity.host_is_bound = most < far_pages;
+  capacity.row_pages = capacity.near_pages + std::min(far_pages, most);
+  capacity.slots = std::min(capacity.slots, std::min(far_pages, most) * kPageQuads);
 }
 
 }  // namespace

@@ -296,6 +296,9 @@ TEST(ColdStore, TakesWhatTheDeviceHasNoRoomFor) {
     EXPECT_EQ(std::memcmp(&story.stats, &in_memory.stats, sizeof story.stats), 0);
     EXPECT_GT(story.stats.total.quad_misses, 0) << device_bytes;
   }
+  config.store.device_bytes = std::size_t{1} << 30;
+  config.store.cold_path = directory.path() + "/none";
+  EXPECT_TRUE(same_bits(tell(config).outputs, wanted.outputs)) << "needs no file";
 }
 
 }  // namespace

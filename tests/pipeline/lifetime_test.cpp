@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "tests/pipeline/residencies.hpp"
 #include "tests/support/cache_fixture.hpp"
 
 namespace clusterkv::testing {
@@ -15,7 +16,8 @@ using Positions = std::vector<std::int32_t>;
 CacheConfig config_of(Residency residency) {
   CacheConfig config = small_config(small_model(2, 6, 2));
   config.store.residency = residency;
-  config.store.device_bytes = residency == Residency::kHost ? 60000 : 0;
+  if (residency == Residency::kHost) config.store.device_bytes = 60000;
+  if (residency == Residency::kHybrid) config.store.device_bytes = 2'000'000;  // slots and a page
   return config;
 }
 
@@ -262,10 +264,7 @@ TEST_P(Life, LengthsAdvanceInPlan) {
   EXPECT_EQ(d.cache.length(id), 37);
 }
 
-INSTANTIATE_TEST_SUITE_P(Residencies, Life, ::testing::Values(Residency::kDevice, Residency::kHost),
-                         [](const auto& residency) {
-                           return residency.param == Residency::kHost ? "Host" : "Device";
-                         });
+INSTANTIATE_TEST_SUITE_P(Residencies, Life, kResidencies, name_of);
 
 }  // namespace
 }  // namespace clusterkv::testing

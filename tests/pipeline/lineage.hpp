@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "tests/pipeline/residencies.hpp"
 #include "tests/support/cache_fixture.hpp"
 
 namespace clusterkv::testing {
@@ -36,14 +37,6 @@ Outputs go_on(Driver<Cache>& d, SequenceId id, int steps, int prompt = 0) {
   }
   return all;
 }
-
-inline std::string name_of(const ::testing::TestParamInfo<Residency>& residency) {
-  return residency.param == Residency::kHost     ? "Host"
-         : residency.param == Residency::kHybrid ? "Hybrid"
-                                                 : "Device";
-}
-inline const auto kResidencies =
-    ::testing::Values(Residency::kDevice, Residency::kHost, Residency::kHybrid);
 
 /// Positions of the choice of each step, with its query.
 inline std::vector<std::vector<std::vector<std::vector<std::int32_t>>>> choices(

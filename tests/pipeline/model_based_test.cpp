@@ -18,7 +18,7 @@ constexpr int kEpisodeOperations = 250;
 
 int target_operations() {
   if (const char* text = std::getenv("CLUSTERKV_MODEL_OPS")) return std::atoi(text);
-  if (has_half_rows_only()) return 2000;  // on the executor
+  if (runs_on_cuda()) return 2000;  // on the executor
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return 2000;
 #else
@@ -51,7 +51,7 @@ TEST(ModelBased, AgreesWithTheNaiveCache) {
   Tally total;
   std::uint64_t seed = first;
   // Not all switches are for CUDA, and the executor is slow.
-  const auto covers = [&] { return has_half_rows_only() || coverage.is_complete(); };
+  const auto covers = [&] { return runs_on_cuda() || coverage.is_complete(); };
   while (total.operations < target_operations() || !covers()) {
     const bool is_long = seed - first > 200 && total.operations >= target_operations();
     ASSERT_FALSE(is_long) << "never drawn: " << coverage.missing();

@@ -38,8 +38,8 @@ class ModelChecks {
         config_(draw_config(random_, coverage)),
         pool_(make_thread_pool(pick("threads", {1, 2}))),
         harness_(config_, kLimits, {Backend::kCpu, pool_.get(), nullptr}),
-        naive_(config_, has_half_rows_only()),
-        precision_(!has_half_rows_only()                   ? 2e-5
+        naive_(config_, runs_on_cuda()),
+        precision_(!runs_on_cuda()                         ? 2e-5
                    : config_.model.kv_dtype == DType::kF16 ? 1e-3
                                                            : 8e-3) {}
 

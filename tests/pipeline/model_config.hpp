@@ -66,9 +66,8 @@ inline ModelShape draw_model(Random& random, Coverage& coverage) {
   ModelShape model = small_model(layers, kv_heads * pick("group", {1, 2, 3, 9}), kv_heads,
                                  pick("head_dim", {64, 64, 64, 64, 64, 80, 96, 128, 256}));
   model.value_dim = pick("value_dim", {0, 0, 0, 64, 96, 256});
-  model.kv_dtype = has_half_rows_only()
-                       ? pick("kv_dtype", {DType::kF16, DType::kBF16})
-                       : pick("kv_dtype", {DType::kF32, DType::kF16, DType::kBF16});
+  model.kv_dtype = runs_on_cuda() ? pick("kv_dtype", {DType::kF16, DType::kBF16})
+                                  : pick("kv_dtype", {DType::kF32, DType::kF16, DType::kBF16});
   if (pick("softmax_scale", {0, 1}) == 1) model.softmax_scale = 0.2F;
   model.logit_softcap = static_cast<float>(pick("logit_softcap", {0, 0, 2, 30}));
   if (pick("layer_ids", {0, 1}) == 1) {
@@ -100,7 +99,7 @@ inline CacheConfig draw_config(Random& random, Coverage& coverage) {
   config.select.dense_threshold = static_cast<float>(pick("dense_threshold", {0, 2}));
   config.store.residency = pick(
       "residency", {Residency::kAuto, Residency::kDevice, Residency::kHost, Residency::kHybrid});
-  if (config.store.residency != Residency::kDevice && !has_half_rows_only() &&
+  if (config.store.residency != Residency::kDevice && !runs_on_cuda() &&
       pick("cold_path", {0, 0, 1}) == 1) {
     config.store.cold_path = std::filesystem::temp_directory_path().string();
   }
@@ -109,7 +108,7 @@ inline CacheConfig draw_config(Random& random, Coverage& coverage) {
   config.store.device_bytes = static_cast<std::size_t>(is_hybrid ? device_bytes + 1 : device_bytes);
   config.store.retention = pick("retention", {Retention::kLru, Retention::kRetainSteps});
   config.store.retain_steps = pick("retain_steps", {1, 3});
-  config.check_finite = !has_half_rows_only() && pick("check_finite", {0, 1}) == 1;
+  config.check_finite = !runs_on_cuda() && pick("check_finite", {0, 1}) == 1;
   config.max_sequences = 4;
   config.max_tokens = pick("max_tokens", {500, 1500});
   return config;

@@ -186,8 +186,17 @@ TEST(Hybrid, DividesDeviceBytesIntoSlotsAndPages) {
   EXPECT_EQ(needs(few).device_bytes, needs(few_on_host).device_bytes) << "one slot";
 }
 
+/// A host store of one page needs half of the slots: two pages more lie on the device.
+TEST(Hybrid, PagesTakeWhatSlotsCannotUse) {
+  CacheConfig config = hybrid_config(0);
+  config.store.host_bytes = page_bytes();
+  Driver<ClusterKVCache> d(config);
+  d.prefill(d.add(1), 700);
+  EXPECT_EQ(d.cache.stats().host_bytes, static_cast<std::int64_t>(page_bytes()));
+}
+
 TEST(Hybrid, RefusesWhatNeitherHasRoomFor) {
-  CacheConfig config = hybrid_config(2);
+  CacheConfig config = hybrid_config(0);
   config.store.host_bytes = page_bytes();
   Driver<ClusterKVCache> d(config);
   const SequenceId a = d.add(1), b = d.add(2);

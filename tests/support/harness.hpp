@@ -23,12 +23,13 @@ ModelShape small_model(int num_layers = 1, int num_q_heads = 4, int num_kv_heads
 
 /// dtype of the rows in small_model(): f32, unless a program runs on a backend that has none of it.
 inline DType small_model_dtype = DType::kF32;
-inline bool has_half_rows_only() {
+/// Whether the program has the CUDA backend in the place of the CPU's.
+inline bool runs_on_cuda() {
   return small_model_dtype != DType::kF32;
 }
 /// How far attention of small_model() may be from that over the rows as they were given, relative.
 inline double small_model_precision() {
-  return has_half_rows_only() ? 2e-3 : 1e-5;
+  return runs_on_cuda() ? 2e-3 : 1e-5;
 }
 
 /// Small clusters and windows, sparse everywhere.

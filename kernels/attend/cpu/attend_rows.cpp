@@ -21,7 +21,7 @@ struct PieceRows {
         begin(first),
         chosen_begin(p.rows[row].num_sinks - first),
         row_bytes(p.stored.row_bytes) {
-    if (p.all_rows || p.slots.directory != nullptr || p.stored.num_near > 0) return;
+    if (p.all_rows || p.slots.directory != nullptr) return;
     ids = p.lists.rows_of(row, head);
     num_chosen = p.lists.num_rows[p.lists.list(row, head)];
     stored = p.stored.row(head / (p.lists.selection_heads / p.num_kv_heads), 0);

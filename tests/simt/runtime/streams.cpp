@@ -312,7 +312,7 @@ SideStream::SideStream() : stream_(new ::simt::Stream) {
 SideStream::~SideStream() {
   ::simt::Stream* stream = stream_of(stream_);
   stream->is_destroyed = true;
-  if (stream->items.empty()) ::simt::forget(stream);
+  if (stream->items.empty() || ::simt::is_lost) ::simt::forget(stream);
 }
 
 Event::Event() : event_(new ::simt::Event) {}
