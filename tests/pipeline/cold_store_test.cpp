@@ -298,7 +298,9 @@ TEST(ColdStore, TakesWhatTheDeviceHasNoRoomFor) {
   }
   config.store.device_bytes = std::size_t{1} << 30;
   config.store.cold_path = directory.path() + "/none";
+  fail_disk(0);
   EXPECT_TRUE(same_bits(tell(config).outputs, wanted.outputs)) << "needs no file";
+  EXPECT_FALSE(end_failing_disk()) << "nothing was asked for";
 }
 
 }  // namespace
