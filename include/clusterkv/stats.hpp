@@ -53,8 +53,7 @@ struct CacheStats {
   /// Tokens of all sequences, as max_tokens bounds them: those of a segment that forks share count once.
   std::int64_t live_tokens = 0;
   std::int64_t held_bytes = 0;  ///< of the stores, in pages that some sequence holds
-  std::int64_t host_bytes =
-      0;  ///< of those, in the host store's memory: what store.host_bytes bounds
+  std::int64_t host_bytes = 0;  ///< of those, in the memory that store.host_bytes bounds
 };
 
 }  // namespace v0

@@ -12,10 +12,9 @@
 namespace clusterkv::runtime {
 
 struct Capacity {
-  std::int64_t row_pages;  ///< of the row store: stored tokens
-  std::int64_t
-      near_pages;      ///< of those, the first ones, in layers that choose: not in the host store
-  bool host_is_bound;  ///< store.host_bytes allows fewer of the others than max_tokens needs
+  std::int64_t row_pages;   ///< of the row store: stored tokens
+  std::int64_t near_pages;  ///< the first of those: not in the host store in any layer
+  bool host_is_bound;       ///< store.host_bytes allows fewer of the others than max_tokens needs
   std::int64_t live_pages;  ///< of the live store: sinks and pending tokens
   std::int64_t blocks;      ///< of the index
   std::int64_t records;     ///< segments

@@ -10,6 +10,9 @@ namespace clusterkv::reference {
 
 namespace {
 
+/// In steps of a half-precision format: fp32 errs by 1e-6 of a mean, which is 1e-3 of a step of f16.
+constexpr double kMeanError = 2e-3;
+
 /// Sum of |key_d| slack_d.
 double slack_of(const Vec& key, const Packed& packed, std::size_t c) {
   double sum = 0;
@@ -56,7 +59,8 @@ Packed pack(const std::vector<Vec>& centroids, Metric metric, DType dtype) {
     if (dtype != DType::kF32) {
       Vec slack;
       for (double& x : centroid) {
-        slack.push_back(slack_of_rounding(dtype, x));
+        const double step = step_of(dtype, x);
+        slack.push_back(is_near_middle(x, step, kMeanError) ? step : 0);
         x = rounded(dtype, x);
       }
       packed.slack.push_back(slack);

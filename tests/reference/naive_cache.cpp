@@ -50,12 +50,6 @@ void require(bool condition, const std::string& what) {
   if (!condition) throw Mismatch(what);
 }
 
-/// Distance of x / step from the middle of two integers.
-bool is_near_middle(double x, double step) {
-  const double ratio = x / step;
-  return std::abs(ratio - std::floor(ratio) - 0.5) < kMiddle;
-}
-
 }  // namespace
 
 NaiveCache::NaiveCache(const CacheConfig& config, bool rounds)
@@ -247,11 +241,10 @@ StoredMean NaiveCache::stored(const Vec& mean) const {
   const reference::Int8Row int8 = reference::int8_row(mean);
   for (std::size_t d = 0; d < mean.size(); ++d) {
     const bool is_int8 = config_.cluster.index_dtype == IndexDType::kInt8;
-    const double step =
-        is_int8 ? int8.scale : std::ldexp(1.0, std::ilogb(std::max(std::abs(mean[d]), 1e-30)) - 7);
+    const double step = is_int8 ? int8.scale : reference::step_of(DType::kBF16, mean[d]);
     result.value[d] =
         is_int8 ? int8.codes[d] * int8.scale : reference::rounded(DType::kBF16, mean[d]);
-    if (is_near_middle(mean[d], step)) result.slack[d] = step;
+    if (reference::is_near_middle(mean[d], step, kMiddle)) result.slack[d] = step;
   }
   return result;
 }

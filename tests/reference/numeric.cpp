@@ -52,14 +52,15 @@ double rounded(DType dtype, double value) {
   return static_cast<float>(value);
 }
 
-double slack_of_rounding(DType dtype, double value) {
-  const int mantissa_bits = (dtype == DType::kF16 ? kF16Format : kBF16Format).mantissa_bits;
-  const int exponent =
-      std::max(std::ilogb(std::max(std::abs(value), 1e-30)), dtype == DType::kF16 ? -14 : -126);
-  const double step = std::ldexp(1.0, exponent - mantissa_bits);
+double step_of(DType dtype, double value) {
+  const SmallFloat format = dtype == DType::kF16 ? kF16Format : kBF16Format;
+  const int exponent = std::ilogb(std::max(std::abs(value), 1e-30));
+  return std::ldexp(1.0, std::max(exponent, 1 - bias_of(format)) - format.mantissa_bits);
+}
+
+bool is_near_middle(double value, double step, double error) {
   const double ratio = value / step;
-  constexpr double kMiddle = 2e-3;  // fp32 errs by 1e-6 of a value: 1e-3 of a step of f16
-  return std::abs(ratio - std::floor(ratio) - 0.5) < kMiddle ? step : 0;
+  return std::abs(ratio - std::floor(ratio) - 0.5) < error;
 }
 
 double dot(const Vec& a, const Vec& b) {

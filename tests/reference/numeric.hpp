@@ -27,9 +27,11 @@ std::uint16_t encode(SmallFloat format, double value);
 /// `value` as a row of `dtype` holds it.
 double rounded(DType dtype, double value);
 
-/// A step of a half-precision format where `value` is so near the middle of two that fp32, which computed it with
-/// some rounding of its own, may round it the other way; else 0.
-double slack_of_rounding(DType dtype, double value);
+/// From `value` to the next one that a half-precision format has.
+double step_of(DType dtype, double value);
+/// Whether `value` lies so near the middle of two multiples of `step` that an error of so many steps may round it
+/// the other way.
+bool is_near_middle(double value, double step, double error);
 
 double dot(const Vec& a, const Vec& b);
 
