@@ -147,15 +147,16 @@ Tables read_tables(const Plane& plane, const Sequence& sequence, const TableRead
 bool are_clusters(const std::uint32_t* offset, std::int32_t used, const SegmentView& segment) {
   auto at = static_cast<std::uint32_t>(segment.first_row);
   const std::uint32_t end = at + static_cast<std::uint32_t>(segment.num_rows);
+  std::int32_t with_rows = 0;
   for (int b = 0; b < segment.num_blocks; ++b, offset += kOffsets) {
     if (offset[0] != at) return false;
     for (int c = 0; c < kBlockClusters; ++c, at = offset[c]) {
       if (offset[c + 1] < at || offset[c + 1] > end) return false;
       if (offset[c + 1] == at && at != end) return false;
-      used -= offset[c + 1] > at ? 1 : 0;
+      with_rows += offset[c + 1] > at ? 1 : 0;
     }
   }
-  return at == end && used == 0;
+  return at == end && with_rows == used;
 }
 
 /// Each token of the segment once.

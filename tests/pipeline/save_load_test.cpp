@@ -317,14 +317,14 @@ TEST_F(BadBytes, WithHostilePositionsAndClustersAreRefused) {
       }
     }
     if (size == 2 * 64 * 4 + 4) {
-      for (const std::int32_t count : {-1, 0, 65, 1 << 30}) {
+      for (const std::int32_t count : {-1, 0, 65, 1 << 30, std::numeric_limits<int>::min()}) {
         expect_refused(forged_number(block, size - 4, count), "used clusters"), ++used;
       }
     }
   }
   EXPECT_GT(positions, 30);
   EXPECT_GT(offsets, 30);
-  EXPECT_EQ(used, 2 * 4);
+  EXPECT_EQ(used, 2 * 5);
 }
 
 TEST_F(BadBytes, OfAnotherKindOfCacheAreRefused) {
