@@ -31,11 +31,13 @@ BENCHMARK(sparse)
     ->Unit(benchmark::kMicrosecond);
 
 void dense(benchmark::State& state) {
-  const DecodeScene& scene = scene_of(
-      {.context = static_cast<int>(state.range(0)), .batch = static_cast<int>(state.range(1))});
-  measure(state, {.bytes = scene.dense_bytes(), .layers = scene.layers()}, [&](void* stream) {
-    for (int i = 0; i < scene.layers(); ++i) scene.attend(i, stream, /*dense=*/true);
-  });
+  const SceneShape shape{.context = static_cast<int>(state.range(0)),
+                         .batch = static_cast<int>(state.range(1))};
+  const DecodeScene& scene = scene_of(shape);
+  measure(state, {.bytes = scene.dense_bytes(), .layers = scene.layers(), .tokens = shape.batch},
+          [&](void* stream) {
+            for (int i = 0; i < scene.layers(); ++i) scene.attend(i, stream, /*dense=*/true);
+          });
 }
 BENCHMARK(dense)
     ->Name("attend/all_rows/cuda/by_context")

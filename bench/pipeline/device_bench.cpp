@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The launches of one layer of a decode step on a device, captured in a graph: score, select, attend, and
-// recall with all quads there if rows are on the host. Times per layer. Axes: context, batch.
+// recall with all quads there if rows are on the host. Times per layer. Axes: context, batch. model_tokens/s reckons
+// what an engine would decode, from these times and the bandwidth (bench/support/device.cpp).
 #include "bench/support/decode_scene.hpp"
 
 namespace clusterkv::bench {
@@ -13,7 +14,7 @@ void layer_step(benchmark::State& state, bool host_rows) {
                    .host_rows = host_rows};
   if (host_rows) shape.layers = shape.context > 500000 ? 1 : 4;
   const DecodeScene& scene = scene_of(shape);
-  measure(state, {.layers = scene.layers()}, [&](void* stream) {
+  measure(state, {.layers = scene.layers(), .tokens = shape.batch}, [&](void* stream) {
     for (int i = 0; i < scene.layers(); ++i) {
       scene.score(i, stream);
       scene.select(i, stream);
@@ -42,7 +43,7 @@ void recalled_step(benchmark::State& state) {
   run(nullptr);
   double bytes = 0;
   for (int i = 0; i < scene.layers(); ++i) bytes += scene.recalled_bytes(i);
-  measure(state, {.link_bytes = bytes, .layers = scene.layers()}, run);
+  measure(state, {.link_bytes = bytes, .layers = scene.layers(), .tokens = shape.batch}, run);
 }
 BENCHMARK(recalled_step)
     ->Name("pipeline/layer/cuda/by_residency_and_hits")

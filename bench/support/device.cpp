@@ -152,6 +152,15 @@ std::vector<std::uint16_t> random_bf16(std::size_t count) {
   return bits;
 }
 
+namespace {
+
+/// A step of an engine from its parts: the weights of 8 · 10^9 parameters in bf16, read once, and the attention of
+/// the layers that such a model has.
+constexpr double kModelWeights = 16e9;
+constexpr int kModelLayers = 32;
+
+}  // namespace
+
 void measure(benchmark::State& state, const Work& work, const std::function<void(void*)>& run) {
   Launches launches(run);
   double all = 0;
@@ -170,6 +179,11 @@ void measure(benchmark::State& state, const Work& work, const std::function<void
     state.counters["of_link"] = work.link_bytes * runs / limits().link;
   }
   if (work.operations > 0) state.counters["TFLOP/s"] = work.operations * runs / 1e12;
+  if (work.tokens > 0) {
+    const double layer = all / static_cast<double>(state.iterations());
+    const double step = kModelWeights / limits().device + kModelLayers * layer;
+    state.counters["model_tokens/s"] = work.tokens / step;
+  }
 }
 
 }  // namespace clusterkv::bench

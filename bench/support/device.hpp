@@ -81,6 +81,7 @@ struct Work {
   double link_bytes = 0;
   double operations = 0;
   int layers = 1;  ///< times are given per layer
+  int tokens = 0;  ///< decoded together; gives a model's tokens a second
 };
 void measure(benchmark::State& state, const Work& work,
              const std::function<void(void* stream)>& run);
