@@ -9,7 +9,7 @@ namespace clusterkv::CLUSTERKV_DEVICE {
 namespace {
 
 SlotPools carve_slots(Carver& carver, const CacheConfig& config) {
-  const ModelShape& m = config.model;
+  const ModelShape m = runtime::clustered_layers(config);
   const runtime::Capacity capacity = runtime::capacity_of(config);
   const Size planes = Size(m.num_layers) * m.num_kv_heads;
   const Size slots = planes * capacity.slots;
@@ -38,14 +38,16 @@ Size SlotMemory::bytes(const CacheConfig& config) {
 }
 
 SlotMemory::SlotMemory(const CacheConfig& config, MemoryResource& memory)
-    : num_kv_heads_(config.model.num_kv_heads),
+    : num_dense_(runtime::count_dense_layers(config)),
+      num_kv_heads_(config.model.num_kv_heads),
+      num_planes_(runtime::clustered_layers(config).num_layers * num_kv_heads_),
       memory_(memory, bytes(config).get(), "slot pool", {Device::kCuda}) {
   Carver carver(memory_.data());
   pools_ = carve_slots(carver, config);
 }
 
 SlotPools SlotMemory::layer(int layer) const {
-  const std::int64_t planes = std::int64_t{layer} * num_kv_heads_;
+  const std::int64_t planes = std::int64_t{layer - num_dense_} * num_kv_heads_;
   const std::int64_t slots = planes * pools_.num_slots;
   SlotPools pools = pools_;
   if (!exist()) return pools;
@@ -74,6 +76,10 @@ void SlotMemory::clear(void* stream) {
              static_cast<std::size_t>(reinterpret_cast<std::byte*>(pools_.stamp) -
                                       reinterpret_cast<std::byte*>(pools_.directory)),
              stream);
+}
+
+void SlotMemory::drop(const QuadRange* ranges, int num_ranges, void* stream) {
+  if (exist()) drop_quads(pools_, num_planes_, ranges, num_ranges, stream);
 }
 
 }  // namespace clusterkv::CLUSTERKV_DEVICE

@@ -9,7 +9,7 @@
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
-/// The slot pools of all layers: planes are layers by KV heads. Null arrays without slots.
+/// The slot pools of all clustered layers: planes are layers by KV heads. Null arrays without slots.
 class SlotMemory {
  public:
   SlotMemory(const CacheConfig& config, MemoryResource& memory);
@@ -19,9 +19,14 @@ class SlotMemory {
   [[nodiscard]] SlotView view(int layer) const;    ///< what attention reads
   void clear(void* stream);                        ///< all slots are empty
 
+  /// Quads of the store hold other rows from now on, in all layers.
+  void drop(const QuadRange* ranges, int num_ranges, void* stream);
+
  private:
   SlotPools pools_{};
+  int num_dense_;  ///< layers, the first ones
   int num_kv_heads_;
+  int num_planes_;
   runtime::Buffer memory_;
 };
 

@@ -86,9 +86,7 @@ void CudaStages::write_tables(DecodePlan::Impl& plan, std::span<const StaleQuads
   const auto* ranges = reinterpret_cast<const QuadRange*>(writer.put(stale));
   copy_async(device, host, writer.used(), stream);
   memory.copied[turn].record(stream);
-  if (!slots_.exist()) return;
-  drop_quads(slots_.layer(0), model_.num_layers * model_.num_kv_heads, ranges,
-             static_cast<int>(stale.size()), stream);
+  slots_.drop(ranges, static_cast<int>(stale.size()), stream);
 }
 
 void CudaStages::write_seals(const DecodePlan::Impl& plan, CudaPlan& memory, TableWriter& writer) {

@@ -11,8 +11,8 @@ namespace clusterkv::recall {
 namespace {
 
 std::size_t num_planes(const CacheConfig& config) {
-  return static_cast<std::size_t>(config.model.num_layers) *
-         static_cast<std::size_t>(config.model.num_kv_heads);
+  const ModelShape m = runtime::clustered_layers(config);
+  return static_cast<std::size_t>(m.num_layers) * static_cast<std::size_t>(m.num_kv_heads);
 }
 
 std::int64_t num_quads(const runtime::Capacity& capacity) {
@@ -59,7 +59,8 @@ std::size_t SlotPools::bytes(const CacheConfig& config, const runtime::Capacity&
 
 SlotPools::SlotPools(const CacheConfig& config, const runtime::Capacity& capacity,
                      MemoryResource& memory)
-    : num_kv_heads_(config.model.num_kv_heads),
+    : num_dense_(runtime::count_dense_layers(config)),
+      num_kv_heads_(config.model.num_kv_heads),
       num_quads_(num_quads(capacity)),
       plane_bytes_(plane_bytes(config, capacity)),
       directory_(memory, directory_bytes(config, capacity), "slot directory"),

@@ -28,7 +28,7 @@ struct RecallStep {
   RecallPlan* plans;  ///< written [kv_head]
 };
 
-/// The slots of all layers: recalled quads, near to attention. Without slots, rows are read in place.
+/// The slots of all clustered layers: recalled quads, near to attention. Without slots, rows are read in place.
 class SlotPools {
  public:
   SlotPools(const CacheConfig& config, const runtime::Capacity& capacity, MemoryResource& memory);
@@ -48,10 +48,11 @@ class SlotPools {
 
  private:
   [[nodiscard]] std::size_t plane(int layer, int kv_head) const {
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(num_kv_heads_) +
+    return static_cast<std::size_t>(layer - num_dense_) * static_cast<std::size_t>(num_kv_heads_) +
            static_cast<std::size_t>(kv_head);
   }
 
+  int num_dense_;  ///< layers, the first ones
   int num_kv_heads_;
   std::int64_t num_quads_;
   std::size_t plane_bytes_;      ///< slots of one layer and KV head

@@ -8,19 +8,8 @@
 namespace clusterkv::recall {
 namespace {
 
-ModelShape with_layers(const ModelShape& model, int num_layers) {
-  ModelShape result = model;
-  result.num_layers = num_layers;
-  return result;
-}
-
-ModelShape dense_layers(const CacheConfig& config) {
-  return with_layers(config.model, runtime::count_dense_layers(config));
-}
-
-ModelShape other_layers(const CacheConfig& config) {
-  return with_layers(config.model, config.model.num_layers - runtime::count_dense_layers(config));
-}
+using runtime::clustered_layers;
+using runtime::dense_layers;
 
 std::int64_t near_pages(const CacheConfig& config, std::int64_t num_pages) {
   return std::min(num_pages, runtime::capacity_of(config).near_pages);
@@ -36,10 +25,10 @@ std::unique_ptr<runtime::ColdFile> open_file(const CacheConfig& config, std::int
 
 StoredRows::Bytes StoredRows::bytes(const CacheConfig& config, std::int64_t num_pages) {
   const std::int64_t near = near_pages(config, num_pages);
-  const std::size_t far = RowArena::bytes(other_layers(config), num_pages - near);
+  const std::size_t far = RowArena::bytes(clustered_layers(config), num_pages - near);
   const bool in_memory = config.store.cold_path.empty();
   return {(Size(RowArena::bytes(dense_layers(config), num_pages)) +
-           RowArena::bytes(other_layers(config), near))
+           RowArena::bytes(clustered_layers(config), near))
               .get(),
           in_memory ? far : 0, in_memory ? 0 : far};
 }
@@ -49,9 +38,9 @@ StoredRows::StoredRows(const CacheConfig& config, std::int64_t num_pages, Memory
     : num_dense_(runtime::count_dense_layers(config)),
       num_near_(near_pages(config, num_pages)),
       dense_(dense_layers(config), num_pages, memory, "row store of dense layers", near),
-      near_(other_layers(config), num_near_, memory, "row store", near),
+      near_(clustered_layers(config), num_near_, memory, "row store", near),
       file_(open_file(config, num_pages)),
-      far_(other_layers(config), num_pages - num_near_,
+      far_(clustered_layers(config), num_pages - num_near_,
            file_ == nullptr ? memory : static_cast<MemoryResource&>(*file_), "host store", far) {}
 
 RowStore StoredRows::layer(int layer) const {

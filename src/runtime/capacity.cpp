@@ -18,6 +18,19 @@ std::size_t plane_row_bytes(const ModelShape& m) {
   return static_cast<std::size_t>(m.head_dim + m.value_dim) * size_of(m.kv_dtype);
 }
 
+/// So many tokens in all clustered layers.
+std::size_t rows_bytes(const CacheConfig& config, int tokens) {
+  const ModelShape m = clustered_layers(config);
+  return static_cast<std::size_t>(m.num_layers * m.num_kv_heads) *
+         static_cast<std::size_t>(tokens) * plane_row_bytes(m);
+}
+
+ModelShape with_layers(const ModelShape& model, int num_layers) {
+  ModelShape result = model;
+  result.num_layers = num_layers;
+  return result;
+}
+
 /// Fewest tokens a segment can have. One that there is no room for will not be.
 std::int64_t least_segment(const CacheConfig& config) {
   const ClusterConfig& c = config.cluster;
@@ -50,8 +63,7 @@ void divide_rows(const CacheConfig& config, Capacity& capacity) {
   const auto fit = [](std::size_t bytes, std::size_t one) {
     return static_cast<std::int64_t>(std::min(bytes / one, std::size_t{1} << 62));
   };
-  const std::size_t slot_bytes = static_cast<std::size_t>(m.num_layers * m.num_kv_heads) *
-                                 static_cast<std::size_t>(kQuadRows) * plane_row_bytes(m);
+  const std::size_t slot_bytes = rows_bytes(config, kQuadRows);
   const std::int64_t wanted = std::int64_t{config.max_sequences} * config.select.budget_tokens *
                               (capacity.selection_heads / m.num_kv_heads);
   const std::int64_t asked = std::max<std::int64_t>(1, fit(store.device_bytes, slot_bytes));
@@ -78,10 +90,7 @@ void divide_rows(const CacheConfig& config, Capacity& capacity) {
 }  // namespace
 
 std::size_t row_page_bytes(const CacheConfig& config) {
-  const ModelShape& m = config.model;
-  const int layers = m.num_layers - count_dense_layers(config);
-  return static_cast<std::size_t>(layers) * static_cast<std::size_t>(m.num_kv_heads) * kPageRows *
-         plane_row_bytes(m);
+  return rows_bytes(config, kPageRows);
 }
 
 bool has_host_store(const CacheConfig& config) {
@@ -155,6 +164,14 @@ int count_dense_layers(const CacheConfig& config) {
   int count = 0;
   while (count < config.model.num_layers && is_dense_layer(config, count)) ++count;
   return count;
+}
+
+ModelShape dense_layers(const CacheConfig& config) {
+  return with_layers(config.model, count_dense_layers(config));
+}
+
+ModelShape clustered_layers(const CacheConfig& config) {
+  return with_layers(config.model, config.model.num_layers - count_dense_layers(config));
 }
 
 }  // namespace clusterkv::runtime

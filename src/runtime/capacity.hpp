@@ -19,13 +19,13 @@ struct Capacity {
   std::int64_t blocks;      ///< of the index
   std::int64_t records;     ///< segments
   std::int64_t sink_pages;  ///< of one sequence
-  std::int64_t slots;       ///< of one layer and KV head; 0: rows are read in place
+  std::int64_t slots;       ///< of one clustered layer and KV head; 0: rows are read in place
   int selection_heads;
 };
 
 Capacity capacity_of(const CacheConfig& config);
 
-/// One page of clustered rows, in all layers that choose: those of dense layers are never in the host store.
+/// One page of rows in all clustered layers: those of dense layers are never in the host store.
 std::size_t row_page_bytes(const CacheConfig& config);
 
 /// Whether rows may lie there. Of a resolved config.
@@ -50,5 +50,9 @@ bool is_dense_layer(const CacheConfig& config, int layer);
 
 /// Dense layers come first, because layer ids ascend.
 int count_dense_layers(const CacheConfig& config);
+
+/// The model, with only its dense layers or only the others.
+ModelShape dense_layers(const CacheConfig& config);
+ModelShape clustered_layers(const CacheConfig& config);
 
 }  // namespace clusterkv::runtime

@@ -168,7 +168,7 @@ INSTANTIATE_TEST_SUITE_P(
         Way{HeadGrouping::kShared, Residency::kDevice, Retention::kLru, 0, DType::kF32},
         Way{HeadGrouping::kPerQueryHead, Residency::kDevice, Retention::kLru, 0, DType::kBF16},
         Way{HeadGrouping::kShared, Residency::kHost, Retention::kLru, 0, DType::kF16},
-        Way{HeadGrouping::kShared, Residency::kHost, Retention::kLru, 16384, DType::kF32},
+        Way{HeadGrouping::kShared, Residency::kHost, Retention::kLru, 8192, DType::kF32},
         Way{HeadGrouping::kShared, Residency::kHost, Retention::kRetainSteps, 0, DType::kBF16},
         Way{HeadGrouping::kPerQueryHead, Residency::kHost, Retention::kRetainSteps, 0,
             DType::kF32}));

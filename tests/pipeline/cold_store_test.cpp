@@ -77,7 +77,7 @@ Story tell(const CacheConfig& config) {
 TEST(ColdStore, HasTheBitsAndCountsOfAStoreInMemory) {
   const Directory directory;
   for (const HeadGrouping grouping : {HeadGrouping::kShared, HeadGrouping::kPerQueryHead}) {
-    for (const std::size_t device_bytes : {0, 1, 60000}) {
+    for (const std::size_t device_bytes : {0, 1, 30000}) {
       CacheConfig config = config_of(Residency::kHost);
       config.select.grouping = grouping;
       config.store.device_bytes = device_bytes;
@@ -285,7 +285,7 @@ TEST(ColdStore, TakesWhatTheDeviceHasNoRoomFor) {
   const Directory directory;
   const Story wanted = tell(config_of(Residency::kDevice));
   CacheConfig config = config_of(Residency::kHybrid);
-  for (const std::size_t device_bytes : {1, 1400000, 2000000}) {
+  for (const std::size_t device_bytes : {1, 900000, 1500000}) {
     config.store.device_bytes = device_bytes;
     const Story in_memory = tell(config);
     Story story = tell(in_file(config, directory));

@@ -56,7 +56,7 @@ TEST_F(DeviceCacheTest, SameBitsWhereverRowsLie) {
   DeviceCache host(device_config(Residency::kHost));
   DeviceCache device(device_config(Residency::kDevice));
   CacheConfig few = device_config(Residency::kHost);
-  few.store.device_bytes = 16'000;  // quads without a slot are read in place
+  few.store.device_bytes = 8'000;  // quads without a slot are read in place
   DeviceCache small(few);
   const Outputs wanted = live(host.driver);
   EXPECT_TRUE(all_same_bits(live(device.driver), wanted));

@@ -54,7 +54,7 @@ TEST_F(DeviceLifeTest, AForkAndItsParentAreTwins) {
 /// With room for everything attention is exact, whatever the clusters, so that the CPU says what is right.
 TEST_F(DeviceLifeTest, ACutLeavesTheTokensBeforeIt) {
   CacheConfig config = device_config(Residency::kHybrid);
-  config.store.device_bytes = 9'000'000;
+  config.store.device_bytes = 4'800'000;
   config.select.dense_threshold = 0;
   config.select.budget_tokens = 512;
   for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{3}, kSideStreamsLast}) {
@@ -188,7 +188,7 @@ TEST_F(DeviceLifeTest, HitsAreThoseOfTheCpu) {
       const bool is_hybrid = retention == Retention::kLru && transfer_tokens > 0;
       CacheConfig config = device_config(is_hybrid ? Residency::kHybrid : Residency::kHost);
       config.cluster.window_tokens = 100;
-      if (!is_hybrid) config.store.device_bytes = 60000;
+      if (!is_hybrid) config.store.device_bytes = 30000;
       config.store.retention = retention;
       config.store.misses = transfer_tokens > 0 ? Misses::kEstimateMisses : Misses::kCopyMisses;
       config.store.transfer_tokens = transfer_tokens;

@@ -18,7 +18,7 @@ namespace {
 class DevicePrefetchTest : public DeviceTest {};
 
 constexpr PlanLimits kLimits{.max_rows = 4, .max_new_tokens = 1024, .prefetch = true};
-constexpr std::size_t kFewSlots = 60'000;  ///< device_bytes: not for all that a step chooses
+constexpr std::size_t kFewSlots = 30'000;  ///< device_bytes: not for all that a step chooses
 
 /// Three layers, the first of them dense.
 CacheConfig config_of(std::size_t device_bytes = 0) {
@@ -107,6 +107,27 @@ TEST_F(DevicePrefetchTest, ChangesNoAnswer) {
           << device_bytes << " " << static_cast<int>(hint) << " " << seed;
     }
     set_schedule(0);
+  }
+}
+
+/// Rows on the device are nothing to bring, nor to look up.
+TEST_F(DevicePrefetchTest, PassesOverRowsOnTheDevice) {
+  const auto quads = [](const DeviceCache& device) {
+    const auto counts = recalled(device.driver.cache.stats().total);
+    return counts[0] + counts[1];
+  };
+  CacheConfig config = config_of(900'000);  // slots for all that is chosen, and a page of rows
+  config.store.residency = Residency::kHybrid;
+  DeviceCache on_host(config_of()), without(config);
+  const Outputs wanted = live_with(on_host.driver, Hint::kNone);
+  EXPECT_TRUE(all_same_bits(live_with(without.driver, Hint::kNone), wanted));
+  EXPECT_GT(quads(without), 0);
+  EXPECT_LT(quads(without), quads(on_host));
+  for (const Hint hint : {Hint::kRight, Hint::kWrong}) {
+    DeviceCache device(config, kLimits);
+    EXPECT_TRUE(all_same_bits(live_with(device.driver, hint), wanted)) << static_cast<int>(hint);
+    if (hint == Hint::kWrong) continue;  // brings others too
+    EXPECT_EQ(quads(device), quads(without));
   }
 }
 

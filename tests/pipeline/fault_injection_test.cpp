@@ -268,7 +268,7 @@ TEST(FaultInjection, AtEveryRequestToTheDiskLeavesACacheAsItWas) {
   const Directory directory;
   CacheConfig config = config_of(Residency::kHost);
   config.store.cold_path = directory.path();
-  for (const std::size_t device_bytes : {0, 60000}) {
+  for (const std::size_t device_bytes : {0, 30000}) {
     config.store.device_bytes = device_bytes;
     compare<ClusterKVCache>(config, Faults::kOfDisk);
   }

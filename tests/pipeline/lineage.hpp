@@ -22,8 +22,8 @@ inline CacheConfig config_of(Residency residency) {
   CacheConfig config = small_config(small_model(2, 6, 2));
   config.select.dense_layers = 1;
   config.store.residency = residency;
-  // 1 MiB of slots, and a page of 256 rows.
-  if (residency == Residency::kHybrid) config.store.device_bytes = 1400000;
+  // 512 KiB of slots, and a page of 256 rows.
+  if (residency == Residency::kHybrid) config.store.device_bytes = 900000;
   return config;
 }
 

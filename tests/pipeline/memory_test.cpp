@@ -61,7 +61,7 @@ CacheConfig config_of(Place place) {
   config.store.residency = place == Place::kDevice   ? Residency::kDevice
                            : place == Place::kHybrid ? Residency::kHybrid
                                                      : Residency::kHost;
-  if (place == Place::kHybrid) config.store.device_bytes = 1400000;
+  if (place == Place::kHybrid) config.store.device_bytes = 900000;
   if (place == Place::kFile)
     config.store.cold_path = std::filesystem::temp_directory_path().string();
   config.select.dense_layers = 1;

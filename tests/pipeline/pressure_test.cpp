@@ -22,7 +22,7 @@ CacheConfig config_with(std::size_t device_bytes, std::size_t host_bytes) {
 
 TEST(DevicePressure, TakesSlotsByPolicyAndReadsTheRestInPlace) {
   const std::size_t quad_bytes = 4 * 2 * 64 * size_of(small_model_dtype);
-  const auto slots_of = [=](std::size_t slots) { return slots * 4 * quad_bytes; };  // 4 planes
+  const auto slots_of = [=](std::size_t slots) { return slots * 2 * quad_bytes; };  // 2 planes
   for (const Retention retention : {Retention::kLru, Retention::kRetainSteps}) {
     std::vector<StepStats> totals;
     Outputs wanted;
@@ -130,9 +130,9 @@ TEST(HostPressure, RefusesToLoadWhatHasNoRoom) {
 
 // ------------------------------------------------------------------------------------- hybrid
 
-/// Of a sequence's budget of 32 rows, both layers and KV heads.
+/// Of a sequence's budget of 32 rows, both KV heads of the layer that chooses.
 std::size_t slots_bytes(int sequences) {
-  return static_cast<std::size_t>(sequences) * 32 * 4 * 4 * 2 * 64 * size_of(small_model_dtype);
+  return static_cast<std::size_t>(sequences) * 32 * 2 * 4 * 2 * 64 * size_of(small_model_dtype);
 }
 
 CacheConfig hybrid_config(std::size_t pages) {
@@ -186,9 +186,9 @@ TEST(Hybrid, DividesDeviceBytesIntoSlotsAndPages) {
   EXPECT_EQ(needs(few).device_bytes, needs(few_on_host).device_bytes) << "one slot";
 }
 
-/// A host store of one page needs half of the slots: two pages more lie on the device.
+/// A host store of one page needs half of the slots: one page more lies on the device.
 TEST(Hybrid, PagesTakeWhatSlotsCannotUse) {
-  CacheConfig config = hybrid_config(0);
+  CacheConfig config = hybrid_config(1);
   config.store.host_bytes = page_bytes();
   Driver<ClusterKVCache> d(config);
   d.prefill(d.add(1), 700);
@@ -196,7 +196,7 @@ TEST(Hybrid, PagesTakeWhatSlotsCannotUse) {
 }
 
 TEST(Hybrid, RefusesWhatNeitherHasRoomFor) {
-  CacheConfig config = hybrid_config(0);
+  CacheConfig config = hybrid_config(1);
   config.store.host_bytes = page_bytes();
   Driver<ClusterKVCache> d(config);
   const SequenceId a = d.add(1), b = d.add(2);

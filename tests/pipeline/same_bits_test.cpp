@@ -207,13 +207,13 @@ TEST_P(SameBits, ForAnyCutOfThePrompt) {
 }
 
 TEST_P(SameBits, InAllResidenciesAndRetentions) {
-  for (const std::size_t device_bytes : {1, 700000, 1400000, 1750000}) {
+  for (const std::size_t device_bytes : {1, 450000, 900000, 1200000}) {
     CacheConfig hybrid = config_;
     hybrid.store.residency = Residency::kHybrid;
     hybrid.store.device_bytes = device_bytes;
     expect_same(hybrid, {});
   }
-  for (const std::size_t device_bytes : {std::size_t{0}, std::size_t{30000}}) {
+  for (const std::size_t device_bytes : {std::size_t{0}, std::size_t{15000}}) {
     for (const Retention retention : {Retention::kLru, Retention::kRetainSteps}) {
       CacheConfig host = config_;
       host.store.residency = Residency::kHost;

@@ -15,7 +15,7 @@ inline CacheConfig device_config(Residency residency = Residency::kHost) {
   CacheConfig config = small_config(small_model(2, 4, 2, 64));
   config.model.kv_dtype = DType::kF16;
   config.store.residency = residency;
-  if (residency == Residency::kHybrid) config.store.device_bytes = 700'000;
+  if (residency == Residency::kHybrid) config.store.device_bytes = 440'000;
   config.select.dense_layers = 1;
   config.cluster.window_tokens = 12;
   return config;

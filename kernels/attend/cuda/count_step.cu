@@ -40,14 +40,15 @@ __global__ __launch_bounds__(kThreads) void count_step_kernel(attend::MergeParam
                                                               StepStats* stats) {
   auto& shared = dynamic_shared<CountShared>();
   const int heads = p.attend.lists.selection_heads;
+  const int num_lists = num_rows * heads;
   StepStats mine;
-  for (int list = static_cast<int>(threadIdx.x); list < num_rows * heads; list += kThreads) {
+  for (int list = static_cast<int>(threadIdx.x); list < num_lists; list += kThreads) {
     attend::count_list(p, list / heads, list % heads, mine);
   }
   shared.part[threadIdx.x] = mine;
   __syncthreads();
   if (threadIdx.x >= 2) return;
-  for (int i = 0; i < kThreads; ++i) add(stats[threadIdx.x], shared.part[i]);
+  for (int i = 0; i < min(kThreads, num_lists); ++i) add(stats[threadIdx.x], shared.part[i]);
 }
 
 }  // namespace
