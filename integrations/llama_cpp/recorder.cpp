@@ -44,7 +44,6 @@ std::string problem_of(const ggml_tensor& node, std::int64_t length) {
   if (key.ne[0] != value.ne[0]) return "its keys and values differ in length";
   if (node.src[0]->ne[3] != 1) return "there are several sequences";
   if (float_param(node, 1) != 0.0F) return "it has ALiBi";
-  if (float_param(node, 2) != 0.0F) return "it has a logit softcap";
   if (node.src[4] != nullptr) return "it has learned sinks";
   const ggml_tensor& mask = *node.src[3];
   const auto* row = reinterpret_cast<const std::uint16_t*>(at(mask, node.src[0]->ne[1] - 1, 0));
@@ -132,6 +131,7 @@ void Recorder::record(const ggml_tensor& node, Layer& layer) const {
   layer.num_kv_heads = static_cast<int>(key.ne[2]);
   layer.head_dim = static_cast<int>(key.ne[0]);
   layer.scale = float_param(node, 0);
+  layer.softcap = float_param(node, 2);
   // The cells of a fresh cache are filled in order.
   append_rows(key, first, count, layer.key);
   append_rows(value, first, count, layer.value);
@@ -154,8 +154,9 @@ void Recorder::write(const std::string& path, std::span<const std::int32_t> toke
       fail(fmt::format("it saw {} tokens, expected {}", layer.num_tokens, tokens.size()));
     }
     if (layer.num_q_heads != first.num_q_heads || layer.num_kv_heads != first.num_kv_heads ||
-        layer.head_dim != first.head_dim || layer.scale != first.scale) {
-      fail("its shape or scale is not that of the others");
+        layer.head_dim != first.head_dim || layer.scale != first.scale ||
+        layer.softcap != first.softcap) {
+      fail("its shape, scale or softcap is not that of the others");
     }
     const auto add = [&](const char* name, const std::vector<std::uint16_t>& rows, int heads) {
       const auto dim = static_cast<std::size_t>(layer.head_dim),
@@ -171,6 +172,7 @@ void Recorder::write(const std::string& path, std::span<const std::int32_t> toke
   }
   write_safetensors(path, parts,
                     {{"softmax_scale", fmt::format("{}", first.scale)},
+                     {"logit_softcap", fmt::format("{}", first.softcap)},
                      {"query_start", fmt::format("{}", query_start_)},
                      {"query_heads", fmt::format("{}", first.num_q_heads)},
                      {"kv_heads", fmt::format("{}", first.num_kv_heads)},

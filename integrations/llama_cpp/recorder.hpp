@@ -34,7 +34,7 @@ class Recorder {
   struct Layer {
     std::vector<std::uint16_t> key, value, query;  ///< f16
     int num_tokens = 0, num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
-    float scale = 0;
+    float scale = 0, softcap = 0;
     std::string problem;
   };
   void record(const ggml_tensor& node, Layer& layer) const;

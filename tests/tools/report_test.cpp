@@ -124,18 +124,21 @@ TEST_F(Synth, RejectsOptions) {
 TEST_F(Synth, ReplaysExactlyWithABudgetOfAllTokens) {
   const std::string file = path("d");
   write_synth(file, {.tokens = 700, .layers = 2, .queries = 20});
-  const Trace trace = read_trace(file);
+  Trace trace = read_trace(file);
   const auto executor = make_thread_pool(1);
-  for (const char* preset : {"standard", "paper"}) {
-    ReplayOptions options;
-    options.chunk = 100;
-    const auto rows = replay(trace, preset, 5000, options, *executor, [](double) {}).layers;
-    ASSERT_EQ(rows.size(), 2U);
-    for (const Metrics& m : rows) {
-      EXPECT_LT(m.error_mean, 1e-5);
-      EXPECT_NEAR(m.mass_recall, 1.0, 1e-4);
-      EXPECT_EQ(m.token_recall, 1.0);
-      EXPECT_EQ(m.hit_rate_r1, 1.0);
+  for (const float softcap : {0.0F, 2.0F}) {
+    trace.logit_softcap = softcap;
+    for (const char* preset : {"standard", "paper"}) {
+      ReplayOptions options;
+      options.chunk = 100;
+      const auto rows = replay(trace, preset, 5000, options, *executor, [](double) {}).layers;
+      ASSERT_EQ(rows.size(), 2U);
+      for (const Metrics& m : rows) {
+        EXPECT_LT(m.error_mean, 1e-5);
+        EXPECT_NEAR(m.mass_recall, 1.0, 1e-4);
+        EXPECT_EQ(m.token_recall, 1.0);
+        EXPECT_EQ(m.hit_rate_r1, 1.0);
+      }
     }
   }
   EXPECT_THROW(replay_config(trace, "best", 100, {}), ConfigError);

@@ -161,6 +161,10 @@ TEST(Trace, HasTheShapeItsMetadataSays) {
   ASSERT_EQ(trace.layers.size(), 1U);
   EXPECT_EQ(trace.layers[0].id, 3);
   EXPECT_EQ(trace.softmax_scale, 0.5F);
+  EXPECT_EQ(trace.logit_softcap, 0.0F);
+  SafeTensors capped = good_trace();
+  capped.metadata["logit_softcap"] = "30";
+  EXPECT_EQ(make_trace(std::move(capped)).logit_softcap, 30.0F);
 }
 
 TEST(Trace, RejectsMetadataThatDoesNotFit) {
@@ -174,6 +178,9 @@ TEST(Trace, RejectsMetadataThatDoesNotFit) {
   }
   expect_trace_error(set("softmax_scale", "nan"), "softmax_scale");
   expect_trace_error(set("softmax_scale", "-1"), "softmax_scale");
+  for (const char* value : {"nan", "inf", "-1", "x"}) {
+    expect_trace_error(set("logit_softcap", value), "logit_softcap");
+  }
   expect_trace_error(set("query_start", "10"), "query_start: 10, expected 1 .. 9");
   expect_trace_error(set("query_start", "0"), "query_start");
   expect_trace_error(set("query_heads", "7"), "query_heads");

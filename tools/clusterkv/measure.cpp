@@ -146,7 +146,8 @@ void LayerMeasure::attend_in_full(int query) {
                         contiguous_view(key_.data(), dtype, shape),
                         contiguous_view(value_.data(), dtype, shape),
                         {},
-                        trace_.softmax_scale};
+                        trace_.softmax_scale,
+                        trace_.logit_softcap};
   const AttentionOut out{
       contiguous_view(full_.data(), DType::kF32, {1, trace_.num_q_heads, trace_.head_dim}),
       contiguous_view(full_lse_.data(), DType::kF32, {1, trace_.num_q_heads})};
@@ -209,6 +210,9 @@ void LayerMeasure::compare_choice(int query) {
       logits[token] =
           trace_.softmax_scale * dot(wide_query_.data() + static_cast<std::size_t>(head) * dim,
                                      wide_key_.data() + row * dim, trace_.head_dim);
+      if (trace_.logit_softcap > 0) {
+        logits[token] = trace_.logit_softcap * std::tanh(logits[token] / trace_.logit_softcap);
+      }
       if (attended[token]) {
         mass += std::exp(double{logits[token]} - full_lse_[static_cast<std::size_t>(head)]);
       }

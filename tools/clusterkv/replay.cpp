@@ -101,6 +101,7 @@ CacheConfig replay_config(const Trace& trace, const std::string& preset, int bud
   model.num_kv_heads = trace.num_kv_heads;
   model.head_dim = trace.head_dim;
   model.softmax_scale = trace.softmax_scale;
+  model.logit_softcap = trace.logit_softcap;
   model.kv_dtype = options.rows.value_or(layers.front()->key.dtype);
   if (preset != "standard" && preset != "paper") {
     throw ConfigError(fmt::format("--preset: '{}', expected standard or paper", preset));

@@ -73,12 +73,18 @@ std::set<int> find_layers(const SafeTensors& file) {
 Trace make_trace(SafeTensors file) {
   Trace trace{};
   trace.softmax_scale = read_number<float>(file, "softmax_scale");
+  if (file.metadata.contains("logit_softcap")) {
+    trace.logit_softcap = read_number<float>(file, "logit_softcap");
+  }
   trace.query_start = read_number<int>(file, "query_start");
   trace.num_q_heads = read_number<int>(file, "query_heads");
   trace.num_kv_heads = read_number<int>(file, "kv_heads");
   trace.head_dim = read_number<int>(file, "head_dim");
   if (!std::isfinite(trace.softmax_scale) || trace.softmax_scale <= 0.0F) {
     fail("metadata softmax_scale: {}, expected finite and > 0", trace.softmax_scale);
+  }
+  if (!std::isfinite(trace.logit_softcap) || trace.logit_softcap < 0.0F) {
+    fail("metadata logit_softcap: {}, expected finite and not negative", trace.logit_softcap);
   }
   if (trace.num_kv_heads < 1 || trace.num_q_heads < 1 || trace.head_dim < 1 ||
       trace.num_q_heads % trace.num_kv_heads != 0) {

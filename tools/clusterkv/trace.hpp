@@ -21,6 +21,7 @@ struct TraceLayer {
 struct Trace {
   SafeTensors file;
   float softmax_scale;
+  float logit_softcap;  ///< 0: none
   int query_start;
   int num_tokens;
   int num_queries;

@@ -59,7 +59,10 @@ std::vector<float> attend(const tool::Trace& trace, const tool::TraceLayer& laye
     for (int token = 0; token <= trace.query_start + row; ++token) {
       const auto at = (token * trace.num_kv_heads + head / group) * dim;
       const double dot = std::inner_product(query, query + dim, keys.data() + at, 0.0);
-      const double share = std::exp(dot * trace.softmax_scale);
+      double logit = dot * trace.softmax_scale;
+      if (trace.logit_softcap > 0)
+        logit = trace.logit_softcap * std::tanh(logit / trace.logit_softcap);
+      const double share = std::exp(logit);
       total += share;
       for (int i = 0; i < dim; ++i) {
         sum[static_cast<std::size_t>(i)] += share * values[static_cast<std::size_t>(at + i)];
@@ -81,9 +84,11 @@ class RecorderTest : public PluginTest {
   }
 };
 
-TEST_F(RecorderTest, TheTraceGivesTheEnginesAttention) {
+class RecorderOf : public RecorderTest, public ::testing::WithParamInterface<ModelSpec> {};
+
+TEST_P(RecorderOf, ALayerGivesTheEnginesAttention) {
   Listener listener{Recorder(std::vector{kLayer}, kQueryStart)};
-  const ModelSpec spec;
+  const ModelSpec& spec = GetParam();
   read(listener, spec);
   const std::string path = ::testing::TempDir() + "clusterkv_llama_recorder_test.safetensors";
   listener.recorder.write(path, numbers());
@@ -103,6 +108,13 @@ TEST_F(RecorderTest, TheTraceGivesTheEnginesAttention) {
     EXPECT_LT(distance(attend(trace, trace.layers[0], row), engine), 3e-3) << row;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Models, RecorderOf,
+                         ::testing::Values(ModelSpec{},
+                                           ModelSpec{.num_layers = 4, .softcap = 0.02F}),
+                         [](const auto& test) {
+                           return test.param.softcap > 0 ? "capped" : "not_capped";
+                         });
 
 TEST_F(RecorderTest, WhatTheFormatCannotSayIsRefused) {
   const auto problem = [](const ModelSpec& spec, int layer) {
