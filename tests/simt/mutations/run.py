@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -65,7 +66,8 @@ def build(mutation, commands, link, work):
     broken = overlay / "broken.o"
     first = next(i for i, word in enumerate(words) if word.startswith("-I"))
     words = words[:first] + [f"-I{overlay}", "-w"] + words[first:] + ["-g1"]  # lines are enough
-    subprocess.run(words + ["-o", str(broken)], cwd=directory, check=True)
+    launcher = ["ccache"] if shutil.which("ccache") else []
+    subprocess.run(launcher + words + ["-o", str(broken)], cwd=directory, check=True)
     # First, so that its copies of what headers define are taken, not another unit's.
     others = [word for word in link[1:] if not os.path.normpath(word).endswith(output)]
     subprocess.run([link[0], str(broken), *others, "-o", str(overlay / "suites")], cwd=directory,
