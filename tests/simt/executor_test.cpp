@@ -5,6 +5,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,7 +28,7 @@ struct Words {
 template <class Kernel>
 std::vector<std::string> reports_of(unsigned threads, const Kernel& kernel,
                                     std::size_t shared_bytes = sizeof(Words)) {
-  ::simt::set_options({});
+  ::simt::set_options({.host_memory = true});
   ::simt::take_reports();
   ::simt::run({{1}, {threads}, shared_bytes, nullptr}, kernel);
   return ::simt::take_reports();
@@ -34,7 +36,7 @@ std::vector<std::string> reports_of(unsigned threads, const Kernel& kernel,
 
 TEST(Executor, RunsEveryThreadOfEveryBlockOnce) {
   for (const std::uint64_t seed : {0, 3}) {
-    ::simt::set_options({.seed = seed});
+    ::simt::set_options({.seed = seed, .host_memory = true});
     std::vector<int> runs(6 * 70);
     ::simt::run({{3, 2}, {70}, 0, nullptr}, [&] {
       EXPECT_EQ(blockDim.x, 70U);
@@ -48,7 +50,7 @@ TEST(Executor, RunsEveryThreadOfEveryBlockOnce) {
 
 TEST(Executor, BarriersSeparatePhases) {
   for (const std::uint64_t seed : {0, 1, 2, 3}) {
-    ::simt::set_options({.seed = seed});
+    ::simt::set_options({.seed = seed, .host_memory = true});
     int arrived = 0;
     ::simt::run({{1}, {100}, 0, nullptr}, [&] {
       ++arrived;
@@ -60,7 +62,7 @@ TEST(Executor, BarriersSeparatePhases) {
 
 TEST(Executor, SchedulesDependOnTheSeedAlone) {
   const auto order_of = [](std::uint64_t seed) {
-    ::simt::set_options({.seed = seed});
+    ::simt::set_options({.seed = seed, .host_memory = true});
     std::vector<unsigned> order;
     ::simt::run({{4}, {40}, 0, nullptr}, [&] { order.push_back(blockIdx.x * 40 + threadIdx.x); });
     return order;
@@ -181,12 +183,22 @@ TEST(Executor, ReportsStaticDataOfTheHost) {
               ElementsAre(HasSubstr("access to the host's static data at executor_test.cpp")));
 }
 
+TEST(Executor, ReportsMemoryOfTheHost) {
+  // Not `new`, which is the arena here.
+  const std::unique_ptr<void, decltype(&std::free)> memory(std::calloc(1, 16), std::free);
+  ::simt::set_options({});
+  ::simt::take_reports();
+  ::simt::run({{1}, {1}, 0, nullptr}, [at = memory.get()] { device::load128(at); });
+  EXPECT_THAT(::simt::take_reports(),
+              ElementsAre(HasSubstr("access to the host's memory at executor_test.cpp")));
+}
+
 TEST(Executor, ReportsLaunchesNoDeviceTakes) {
   const auto reports_of_launch = [](dim3 grid, dim3 block, std::size_t shared_bytes = 0) {
     ::simt::run({grid, block, shared_bytes, nullptr}, [] {});
     return ::simt::take_reports();
   };
-  ::simt::set_options({});
+  ::simt::set_options({.host_memory = true});
   EXPECT_THAT(reports_of_launch({2, 3, 4}, {8, 8, 16}, 163 * 1024), ElementsAre());
   for (const dim3& grid : {dim3{0, 1, 1}, dim3{1, 0, 1}, dim3{1, 1, 0}, dim3{1U << 31, 1, 1},
                            dim3{1, 65536, 1}, dim3{1, 1, 65536}}) {

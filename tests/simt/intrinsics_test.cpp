@@ -20,7 +20,7 @@ namespace device = clusterkv::CLUSTERKV_DEVICE;
 template <class Kernel>
 void run_warp(const Kernel& kernel, std::size_t shared_bytes = 0) {
   for (const std::uint64_t seed : {0, 1, 2}) {
-    ::simt::set_options({.seed = seed});
+    ::simt::set_options({.seed = seed, .host_memory = true});
     ::simt::run({{1}, {32}, shared_bytes, nullptr}, [&] { kernel(static_cast<int>(threadIdx.x)); });
     EXPECT_EQ(::simt::take_reports(), std::vector<std::string>{});
   }
@@ -59,7 +59,7 @@ TEST(Intrinsics, AtomicsReturnWhatWasThere) {
   int sum = 0;
   unsigned least = 100;
   std::vector<int> seen;
-  ::simt::set_options({});
+  ::simt::set_options({.host_memory = true});
   ::simt::run({{1}, {64}, 0, nullptr}, [&] {
     seen.push_back(atomicAdd(&sum, 2));
     atomicMin(&least, threadIdx.x + 7);
@@ -211,7 +211,7 @@ TEST(Intrinsics, CopiesArriveWithTheirGroupsInAnyMode) {
   std::vector<std::uint32_t> source(3 * 32 * 4);
   for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::uint32_t>(i);
   for (const auto mode : {::simt::CopyMode::kLate, ::simt::CopyMode::kEarly}) {
-    ::simt::set_options({.seed = 0, .copies = mode});
+    ::simt::set_options({.copies = mode, .host_memory = true});
     ::simt::run({{1}, {32}, sizeof(Shared), nullptr}, [&] {
       auto& shared = device::dynamic_shared<Shared>();
       const auto lane = static_cast<std::size_t>(threadIdx.x);

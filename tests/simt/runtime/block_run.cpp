@@ -25,11 +25,12 @@ constexpr std::size_t kGuardBytes = 4096;
 /// Between the tops of neighbours' stacks, so that a warp's do not all compete for the same cache sets.
 constexpr std::size_t kStagger = 9 * 64;
 
+constexpr std::size_t kStacksBytes = kMaxThreads * (kStackBytes + kGuardBytes);
+
 /// Stacks of all fibers of a block, each above a page that may not be touched.
-std::byte* stack_top(int number) {
-  static std::byte* const stacks = [] {
-    constexpr std::size_t kBytes = kMaxThreads * (kStackBytes + kGuardBytes);
-    void* memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
+std::byte* stacks() {
+  static std::byte* const all = [] {
+    void* memory = mmap(nullptr, kStacksBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) std::abort();
     auto* first = static_cast<std::byte*>(memory);
@@ -38,11 +39,19 @@ std::byte* stack_top(int number) {
     }
     return first;
   }();
+  return all;
+}
+
+std::byte* stack_top(int number) {
   const auto index = static_cast<std::size_t>(number);
-  return stacks + (index + 1) * (kStackBytes + kGuardBytes) - index % kWarpLanes * kStagger;
+  return stacks() + (index + 1) * (kStackBytes + kGuardBytes) - index % kWarpLanes * kStagger;
 }
 
 }  // namespace
+
+bool is_on_stack(const void* at) {
+  return at >= stacks() && at < stacks() + kStacksBytes;
+}
 
 BlockRun::BlockRun(const LaunchConfig& config, const std::function<void()>& kernel, Block block,
                    std::byte* shared, const StaticShared& static_shared, std::mt19937_64* random)

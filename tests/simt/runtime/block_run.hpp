@@ -55,6 +55,9 @@ struct Fiber : Thread {
   int number = 0;  ///< in the block
 };
 
+/// Of any fiber: a kernel's local memory.
+bool is_on_stack(const void* at);
+
 class BlockRun {
  public:
   BlockRun(const LaunchConfig& config, const std::function<void()>& kernel, Block block,
@@ -84,6 +87,7 @@ class BlockRun {
     return lies_in(shared_, shared_bytes_) || lies_in(static_shared_.base, static_shared_.bytes);
   }
   [[nodiscard]] const Block& block() const { return block_; }
+  [[nodiscard]] const std::function<void()>& kernel() const { return kernel_; }
 
  private:
   static void enter(boost::context::detail::transfer_t transfer);

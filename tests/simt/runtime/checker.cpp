@@ -23,11 +23,16 @@ extern "C" const char __executable_start, _end;  // the linker's
 namespace simt {
 namespace {
 
-/// Static storage of the program, constants included: a device does not see it. current_thread stands
-/// for a device's special registers.
+/// What a thread has of its own, what stands for its special registers, and the call of the kernel.
+bool is_the_threads(const void* at) {
+  const auto holds = [at](const auto* object) { return at >= object && at < object + 1; };
+  return is_on_stack(at) || holds(&current_thread) || holds(current_thread) ||
+         holds(current_thread->block) || holds(&current_block->kernel());
+}
+
+/// Static storage of the program, constants included: a device does not see it.
 bool is_host_static(const void* at) {
-  return at != static_cast<const void*>(&current_thread) &&
-         at >= static_cast<const void*>(&__executable_start) &&
+  return at >= static_cast<const void*>(&__executable_start) &&
          at < static_cast<const void*>(&_end);
 }
 
@@ -222,9 +227,13 @@ void passed_syncwarp(int number, std::uint32_t mask) {
 
 void access(const void* at, std::size_t bytes, Kind kind, Site site, const void* pc) {
   if (current_thread == nullptr) return;
-  if (is_host_static(at)) return complain("access to the host's static data", site, pc);
   const Region* region = region_of(at);
-  if (region == nullptr) return;
+  if (region == nullptr) {
+    if (is_the_threads(at)) return;
+    if (is_host_static(at)) return complain("access to the host's static data", site, pc);
+    if (!may_touch_host()) complain("access to the host's memory", site, pc);
+    return;
+  }
   const std::size_t first = region->offset(at);
   if (!check_state(region->state + first, bytes, kind, site, pc) || !is_on()) return;
   const bool is_shared = current_block->is_shared(at, bytes);

@@ -47,6 +47,10 @@ bool is_oldest_stream_first() {
   return options.oldest_stream_first;
 }
 
+bool may_touch_host() {
+  return options.host_memory;
+}
+
 void report(const std::string& what) {
   if (reports.size() >= kMaxReports) return;
   if (std::find(reports.begin(), reports.end(), what) != reports.end()) return;

@@ -46,7 +46,7 @@ struct Region {
 /// The arena and the static shared memory; empty until they are made.
 extern constinit Region watched[2];
 
-/// Null for memory that nobody watches: the host's stack, and that of fibers.
+/// Null for other memory: that of fibers' stacks, and the host's own.
 inline const Region* region_of(const void* at) {
   for (const Region& region : watched) {
     if (region.holds(at)) return &region;

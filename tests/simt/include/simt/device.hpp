@@ -95,7 +95,7 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
   // By value, as a device gets them: the launch may run long after the call.
   ::simt::enqueue(config.stream, [kernel, config, ... params = static_cast<Params>(args)] {
-    ::simt::run(config, [&] { kernel(params...); });
+    ::simt::run(config, [&]() SIMT_UNCHECKED { kernel(params...); });
   });
 }
 

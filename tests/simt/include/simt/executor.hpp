@@ -31,12 +31,15 @@ struct Options {
   bool oldest_stream_first = false;
   /// Share of checked memory accesses at which the thread gives way; 0 with seed 0.
   double preemption = 0.02;
+  /// Kernels may touch the host's stack and heap, as lambdas do that capture by reference. No device lets them.
+  bool host_memory = false;
 };
 /// Of the launches that follow. CLUSTERKV_SIMT_SEED in the environment overrides the seed.
 void set_options(const Options& options);
 /// The one in use.
 std::uint64_t seed();
 bool is_oldest_stream_first();
+bool may_touch_host();
 
 /// What went wrong since the last call, one line each; empty is good.
 std::vector<std::string> take_reports();
