@@ -354,7 +354,7 @@ void Core::prefetch(int layer, const DecodePlan& plan, const TensorView& query_h
 }
 
 void Core::count_sealing(const Sequence& sequence) {
-  const int clustered = resolved_.model.num_layers - runtime::count_dense_layers(resolved_);
+  const int clustered = runtime::count_clustered_layers(resolved_);
   const std::int64_t runs = std::int64_t{clustered} * resolved_.model.num_kv_heads;
   for (const Sequence::Sealing& sealing : sequence.sealing()) {
     stats_.kmeans_runs += runs;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The launches of one layer of a decode step on a device, captured in a graph: score, select, attend, and
-// recall with all quads there if rows are on the host. Times per layer. Axes: context, batch. model_tokens/s reckons
-// what an engine would decode, from these times and the bandwidth (bench/support/device.cpp).
+// recall with all quads there if rows are on the host. Times per layer. Axes: context, batch.
+// model_tokens/s: the most that an engine could decode, by these times (bench/support/device.cpp).
 #include "bench/support/decode_scene.hpp"
 
 namespace clusterkv::bench {

@@ -154,8 +154,8 @@ std::vector<std::uint16_t> random_bf16(std::size_t count) {
 
 namespace {
 
-/// A step of an engine from its parts: the weights of 8 · 10^9 parameters in bf16, read once, and the attention of
-/// the layers that such a model has.
+/// A step of an engine from its parts: the weights of 8 · 10^9 parameters in bf16, read once, and the
+/// attention of the layers that such a model has.
 constexpr double kModelWeights = 16e9;
 constexpr int kModelLayers = 32;
 

@@ -100,11 +100,11 @@ struct SelectConfig {
 
 struct StoreConfig {
   Residency residency = Residency::kAuto;
-  /// Bytes of the slot pool; 0: 4 x budget rows a sequence. When it is full, quads of earlier steps make room,
-  /// as `retention` says; what the running step needs beyond that is read in place. With kHybrid, > 0: of the
-  /// slot pool, at most as above, and of rows that stay on the device, in what it leaves; or of all rows if they
-  /// fit, without slots. Pages of 256 rows take the device's places first, and stay where they are. Rows of dense
-  /// layers are not counted.
+  /// Bytes of the slot pool of layers that choose; 0: 4 x budget rows a sequence. When it is full, quads of
+  /// earlier steps make room, as `retention` says; what the running step needs beyond that is read in place. With
+  /// kHybrid, > 0: of the slot pool, at most as above, and of rows that stay on the device, in what it leaves; or
+  /// of all rows if they fit, without slots. Pages of 256 rows take the device's places first, and stay where
+  /// they are. Rows of dense layers are not counted.
   std::size_t device_bytes = 0;
   /// The most memory that the host store may take; 0: as max_tokens needs. A cold store's file is not counted.
   /// A step or load() that wants more is refused with CapacityError: its rows are nowhere else, so that only

@@ -9,9 +9,9 @@ namespace clusterkv::CLUSTERKV_DEVICE {
 namespace {
 
 SlotPools carve_slots(Carver& carver, const CacheConfig& config) {
-  const ModelShape m = runtime::clustered_layers(config);
+  const ModelShape& m = config.model;
   const runtime::Capacity capacity = runtime::capacity_of(config);
-  const Size planes = Size(m.num_layers) * m.num_kv_heads;
+  const Size planes = Size(runtime::count_clustered_layers(config)) * m.num_kv_heads;
   const Size slots = planes * capacity.slots;
   const Size plane_bytes = Size(capacity.slots) * kQuadRows * recall::row_bytes(m);
   SlotPools pools{};
@@ -40,7 +40,7 @@ Size SlotMemory::bytes(const CacheConfig& config) {
 SlotMemory::SlotMemory(const CacheConfig& config, MemoryResource& memory)
     : num_dense_(runtime::count_dense_layers(config)),
       num_kv_heads_(config.model.num_kv_heads),
-      num_planes_(runtime::clustered_layers(config).num_layers * num_kv_heads_),
+      num_planes_(runtime::count_clustered_layers(config) * num_kv_heads_),
       memory_(memory, bytes(config).get(), "slot pool", {Device::kCuda}) {
   Carver carver(memory_.data());
   pools_ = carve_slots(carver, config);

@@ -9,13 +9,13 @@
 
 namespace clusterkv::CLUSTERKV_DEVICE {
 
-/// The slot pools of all clustered layers: planes are layers by KV heads. Null arrays without slots.
+/// The slot pools of all clustered layers: planes are those by KV heads. Null arrays without slots.
 class SlotMemory {
  public:
   SlotMemory(const CacheConfig& config, MemoryResource& memory);
   static Size bytes(const CacheConfig& config);
   [[nodiscard]] bool exist() const { return pools_.num_slots > 0; }
-  [[nodiscard]] SlotPools layer(int layer) const;  ///< planes of one layer
+  [[nodiscard]] SlotPools layer(int layer) const;  ///< planes of a clustered layer
   [[nodiscard]] SlotView view(int layer) const;    ///< what attention reads
   void clear(void* stream);                        ///< all slots are empty
 

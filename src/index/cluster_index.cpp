@@ -14,7 +14,7 @@ struct Arrays {
 Arrays carve(Carver& carver, const CacheConfig& config, const runtime::Capacity& capacity) {
   const ModelShape& m = config.model;
   const Size heads = m.num_kv_heads;
-  const Size planes = heads * (m.num_layers - runtime::count_dense_layers(config));
+  const Size planes = heads * runtime::count_clustered_layers(config);
   const Size blocks = planes * capacity.blocks;
   const Size clusters = blocks * kBlockClusters;
   const Size records = planes * capacity.records;

@@ -11,8 +11,8 @@ namespace clusterkv::recall {
 namespace {
 
 std::size_t num_planes(const CacheConfig& config) {
-  const ModelShape m = runtime::clustered_layers(config);
-  return static_cast<std::size_t>(m.num_layers) * static_cast<std::size_t>(m.num_kv_heads);
+  return static_cast<std::size_t>(runtime::count_clustered_layers(config)) *
+         static_cast<std::size_t>(config.model.num_kv_heads);
 }
 
 std::int64_t num_quads(const runtime::Capacity& capacity) {

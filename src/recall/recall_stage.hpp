@@ -28,7 +28,8 @@ struct RecallStep {
   RecallPlan* plans;  ///< written [kv_head]
 };
 
-/// The slots of all clustered layers: recalled quads, near to attention. Without slots, rows are read in place.
+/// The slots of all clustered layers: recalled quads, near to attention. Without slots, rows are read in
+/// place. Calls name clustered layers alone.
 class SlotPools {
  public:
   SlotPools(const CacheConfig& config, const runtime::Capacity& capacity, MemoryResource& memory);
@@ -56,9 +57,9 @@ class SlotPools {
   int num_kv_heads_;
   std::int64_t num_quads_;
   std::size_t plane_bytes_;      ///< slots of one layer and KV head
-  runtime::Buffer directory_;    ///< u32 [layer, kv_head, quad]
-  runtime::Buffer slots_;        ///< [layer, kv_head, slot, kQuadRows rows]
-  std::vector<SlotPool> pools_;  ///< [layer, kv_head]
+  runtime::Buffer directory_;    ///< u32 [clustered layer, kv_head, quad]
+  runtime::Buffer slots_;        ///< [clustered layer, kv_head, slot, kQuadRows rows]
+  std::vector<SlotPool> pools_;  ///< [clustered layer, kv_head]
 };
 
 }  // namespace clusterkv::recall

@@ -18,10 +18,10 @@ std::size_t plane_row_bytes(const ModelShape& m) {
   return static_cast<std::size_t>(m.head_dim + m.value_dim) * size_of(m.kv_dtype);
 }
 
-/// So many tokens in all clustered layers.
+/// Bytes of so many tokens in all clustered layers.
 std::size_t rows_bytes(const CacheConfig& config, int tokens) {
-  const ModelShape m = clustered_layers(config);
-  return static_cast<std::size_t>(m.num_layers * m.num_kv_heads) *
+  const ModelShape& m = config.model;
+  return static_cast<std::size_t>(count_clustered_layers(config) * m.num_kv_heads) *
          static_cast<std::size_t>(tokens) * plane_row_bytes(m);
 }
 
@@ -166,12 +166,16 @@ int count_dense_layers(const CacheConfig& config) {
   return count;
 }
 
+int count_clustered_layers(const CacheConfig& config) {
+  return config.model.num_layers - count_dense_layers(config);
+}
+
 ModelShape dense_layers(const CacheConfig& config) {
   return with_layers(config.model, count_dense_layers(config));
 }
 
 ModelShape clustered_layers(const CacheConfig& config) {
-  return with_layers(config.model, config.model.num_layers - count_dense_layers(config));
+  return with_layers(config.model, count_clustered_layers(config));
 }
 
 }  // namespace clusterkv::runtime

@@ -48,8 +48,9 @@ int list_capacity(const CacheConfig& config, const PlanLimits& limits);
 /// Whether a layer, by its position, attends to everything and is never clustered.
 bool is_dense_layer(const CacheConfig& config, int layer);
 
-/// Dense layers come first, because layer ids ascend.
+/// Dense layers come first, because layer ids ascend. The others are clustered.
 int count_dense_layers(const CacheConfig& config);
+int count_clustered_layers(const CacheConfig& config);
 
 /// The model, with only its dense layers or only the others.
 ModelShape dense_layers(const CacheConfig& config);

@@ -4,7 +4,7 @@
 set(work ${WORK}/${WAY})
 file(REMOVE_RECURSE ${work})
 set(arguments -S ${SOURCE}/tests/consumer/project -B ${work}/build -G Ninja
-    -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}
+    -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}"
     -DCMAKE_BUILD_TYPE=Release)
 if(WAY STREQUAL find_package)
   execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/prefix

@@ -189,6 +189,9 @@ RecordedLayer load_recorded_layer(const std::string& path, int layer) {
   r.num_kv_heads = static_cast<int>(metadata(file.header, "kv_heads"));
   r.head_dim = static_cast<int>(metadata(file.header, "head_dim"));
   r.softmax_scale = static_cast<float>(metadata(file.header, "softmax_scale"));
+  if (file.header.find("logit_softcap") != std::string::npos) {
+    r.logit_softcap = static_cast<float>(metadata(file.header, "logit_softcap"));
+  }
   const std::string prefix = "layers." + std::to_string(layer) + ".";
   r.key = tensor(file, prefix + "key");
   r.value = tensor(file, prefix + "value");

@@ -178,7 +178,7 @@ TEST(Trace, RejectsMetadataThatDoesNotFit) {
   }
   expect_trace_error(set("softmax_scale", "nan"), "softmax_scale");
   expect_trace_error(set("softmax_scale", "-1"), "softmax_scale");
-  for (const char* value : {"nan", "inf", "-1", "x"}) {
+  for (const char* value : {"nan", "inf", "-1", "1e-5", "1e7", "x"}) {
     expect_trace_error(set("logit_softcap", value), "logit_softcap");
   }
   expect_trace_error(set("query_start", "10"), "query_start: 10, expected 1 .. 9");

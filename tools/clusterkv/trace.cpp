@@ -83,8 +83,9 @@ Trace make_trace(SafeTensors file) {
   if (!std::isfinite(trace.softmax_scale) || trace.softmax_scale <= 0.0F) {
     fail("metadata softmax_scale: {}, expected finite and > 0", trace.softmax_scale);
   }
-  if (!std::isfinite(trace.logit_softcap) || trace.logit_softcap < 0.0F) {
-    fail("metadata logit_softcap: {}, expected finite and not negative", trace.logit_softcap);
+  if (trace.logit_softcap != 0.0F &&
+      !(trace.logit_softcap >= 1e-3F && trace.logit_softcap <= 1e6F)) {
+    fail("metadata logit_softcap: {}, expected 0, or 1e-3 .. 1e6", trace.logit_softcap);
   }
   if (trace.num_kv_heads < 1 || trace.num_q_heads < 1 || trace.head_dim < 1 ||
       trace.num_q_heads % trace.num_kv_heads != 0) {

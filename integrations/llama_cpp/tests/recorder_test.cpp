@@ -90,7 +90,8 @@ TEST_P(RecorderOf, ALayerGivesTheEnginesAttention) {
   Listener listener{Recorder(std::vector{kLayer}, kQueryStart)};
   const ModelSpec& spec = GetParam();
   read(listener, spec);
-  const std::string path = ::testing::TempDir() + "clusterkv_llama_recorder_test.safetensors";
+  const std::string path = ::testing::TempDir() + "clusterkv_llama_recorder_test_" +
+                           (spec.softcap > 0 ? "capped" : "not_capped") + ".safetensors";
   listener.recorder.write(path, numbers());
   const tool::Trace trace = tool::read_trace(path);
   std::remove(path.c_str());
