@@ -45,8 +45,10 @@ class DeviceTest : public ::testing::Test {
   /// Order of streams, threads and blocks from here on; 0 is in order. CLUSTERKV_SIMT_SEED names one for all.
   static void set_schedule(std::uint64_t seed) {
     const bool side_streams_last = seed == kSideStreamsLast;
-    ::simt::set_options(
-        {.seed = side_streams_last ? 0 : seed, .oldest_stream_first = side_streams_last});
+    // What a suite hands to an op may lie on the stack.
+    ::simt::set_options({.seed = side_streams_last ? 0 : seed,
+                         .oldest_stream_first = side_streams_last,
+                         .host_memory = true});
   }
 #else
  protected:
