@@ -198,7 +198,7 @@ TEST(Executor, ReportsLaunchesNoDeviceTakes) {
     ::simt::run({grid, block, shared_bytes, nullptr}, [] {});
     return ::simt::take_reports();
   };
-  ::simt::set_options({.host_memory = true});
+  ::simt::set_options({});
   EXPECT_THAT(reports_of_launch({2, 3, 4}, {8, 8, 16}, 163 * 1024), ElementsAre());
   for (const dim3& grid : {dim3{0, 1, 1}, dim3{1, 0, 1}, dim3{1, 1, 0}, dim3{1U << 31, 1, 1},
                            dim3{1, 65536, 1}, dim3{1, 1, 65536}}) {

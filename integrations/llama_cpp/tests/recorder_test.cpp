@@ -60,8 +60,9 @@ std::vector<float> attend(const tool::Trace& trace, const tool::TraceLayer& laye
       const auto at = (token * trace.num_kv_heads + head / group) * dim;
       const double dot = std::inner_product(query, query + dim, keys.data() + at, 0.0);
       double logit = dot * trace.softmax_scale;
-      if (trace.logit_softcap > 0)
+      if (trace.logit_softcap > 0) {
         logit = trace.logit_softcap * std::tanh(logit / trace.logit_softcap);
+      }
       const double share = std::exp(logit);
       total += share;
       for (int i = 0; i < dim; ++i) {
